@@ -1,0 +1,2 @@
+class InputError(ValueError):
+    """Bad input of the user: one line that names the file or field, and the mend."""
