@@ -1,6 +1,25 @@
-"""What is played: payoffs, their checks, named and random games, and reading them from files."""
+"""What is played: payoffs, their checks, named and random games, and reading them from files.
 
+>>> from games import PreferenceGame, zoo
+>>> PreferenceGame([[0.5, 0.7], [0.3, 0.5]], labels=("new", "old"), name="A/B test").value
+0.5
+>>> zoo.get("random:50", seed=1).n
+50
+"""
+
+from games import zoo
 from games.errors import InputError
 from games.matrix import MatrixGame, PreferenceGame, SkewGame, SymmetricGame
+from games.saddle import SaddlePointGame
+from games.wins import from_wins
 
-__all__ = ["InputError", "MatrixGame", "PreferenceGame", "SkewGame", "SymmetricGame"]
+__all__ = [
+    "InputError",
+    "MatrixGame",
+    "PreferenceGame",
+    "SaddlePointGame",
+    "SkewGame",
+    "SymmetricGame",
+    "from_wins",
+    "zoo",
+]

@@ -1,2 +1,5 @@
+"""The one exception for input that a user has to mend."""
+
+
 class InputError(ValueError):
-    """Bad input of the user: one line that names the file or field, and the mend."""
+    """Bad input: one line that names the file or the field, and the mend."""

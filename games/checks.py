@@ -1,0 +1,150 @@
+"""What a table of numbers must pass before it is a game.
+
+Large tables are walked in blocks, so that a check allocates about a MiB however large n is. Every
+failure raises `InputError` with the place, in 1-based rows and columns or in labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from games.errors import InputError
+
+Labels = tuple[str, ...] | None
+BLOCK = 1 << 16  # entries looked at together
+LARGEST = np.finfo(np.float64).max
+
+
+def as_table(entries: ArrayLike) -> np.ndarray:
+    """(..., m, n) in float64 and C order, not copied where it is so already."""
+    try:
+        if np.iscomplexobj(entries):
+            raise TypeError
+        table = np.asarray(entries, dtype=np.float64, order="C")
+    except (TypeError, ValueError, OverflowError):
+        raise InputError("give rows of equal length that hold real numbers only") from None
+    if table.size == 0:
+        raise InputError("the table is empty")
+    if table.ndim < 2:
+        raise InputError(f"the table has shape {table.shape}; it needs rows and columns")
+    return table
+
+
+def as_square(entries: ArrayLike, kind: str) -> np.ndarray:
+    """(..., n, n), otherwise as `as_table`."""
+    table = as_table(entries)
+    m, n = table.shape[-2:]
+    if m != n:
+        raise InputError(f"the table is {m} x {n}; {kind} needs as many rows as columns")
+    return table
+
+
+def as_labels(labels: Sequence[str] | None, count: int) -> Labels:
+    """One string for each of `count` rows, columns or actions."""
+    if labels is None:
+        return None
+    if len(labels) != count:
+        raise InputError(f"there are {len(labels)} labels for {count} actions; give one each")
+    return tuple(str(label) for label in labels)
+
+
+def check_entries(
+    table: np.ndarray,
+    row_labels: Labels,
+    column_labels: Labels,
+    low: float = -LARGEST,
+    high: float = LARGEST,
+    rule: str = "an entry must be a finite number",
+) -> None:
+    """Refuse an entry outside [low, high], NaN among them."""
+    flat = table.reshape(-1, *table.shape[-2:])
+    for games, rows in _blocks(flat):
+        block = flat[games, rows]
+        wrong = ~((block >= low) & (block <= high))
+        if wrong.any():
+            place = _place(table, games, rows, wrong)
+            entry = f"{where(place, row_labels, column_labels)} is {table[place]:.9g}"
+            raise InputError(f"{entry}; {rule}")
+
+
+def check_pairs(
+    table: np.ndarray, labels: Labels, total: float, tolerance: float, rule: str
+) -> None:
+    """Refuse table + tableᵀ that misses `total` by more than the tolerance; name the worst pair."""
+    flat = table.reshape(-1, *table.shape[-2:])
+    worst, place = tolerance, None
+    for games, rows in _blocks(flat):
+        miss = np.abs(_pair_sums(flat, games, rows) - total)
+        if miss.max() > worst:
+            worst, place = miss.max(), _place(table, games, rows, miss)
+    if place is None:
+        return
+    *batch, i, j = place
+    entry = f"{where(place, labels, labels)} is {table[place]:.9g}"
+    if i == j:
+        raise InputError(f"{entry}; against itself an action gets {total / 2:g}")
+    mirror = f"{where((j, i), labels, labels)} is {table[*batch, j, i]:.9g}"
+    raise InputError(f"{entry} and {mirror}; the two must {rule}")
+
+
+def mend_pairs(table: np.ndarray, total: float) -> np.ndarray:
+    """Make table + tableᵀ = total exact; pairs that add up to it as floats keep every bit.
+
+    The table itself where all do, else a new one. `total` is 0 or 1.
+    """
+    flat = table.reshape(-1, *table.shape[-2:])
+    if all((_pair_sums(flat, *block) == total).all() for block in _blocks(flat)):
+        return table
+    mended = np.empty_like(flat)
+    for games, rows in _blocks(flat):
+        here, there = flat[games, rows], _mirrored(flat, games, rows)
+        half = here / 2 - there / 2
+        # The larger is rounded and the smaller follows: 1 - x is exact for x in [1/2, 1].
+        larger, smaller = total / 2 + half, total - (total / 2 - half)
+        fitted = np.where(half < 0, smaller, larger)
+        mended[games, rows] = np.where(_pair_sums(flat, games, rows) == total, here, fitted)
+    return mended.reshape(table.shape)
+
+
+def refuse(wrong: np.ndarray, labels: Labels, rule: str) -> None:
+    """(..., n, n) booleans: name the first true one, if any."""
+    if wrong.any():
+        place = tuple(int(i) for i in np.unravel_index(wrong.argmax(), wrong.shape))
+        raise InputError(f"{where(place, labels, labels)}: {rule}")
+
+
+def where(place: tuple[int, ...], row_labels: Labels, column_labels: Labels) -> str:
+    """For instance "row 1, column 2" or "row 'A', column 'B'"; a game of a batch comes first."""
+    *batch, row, column = place
+    game = f"game {', '.join(str(index + 1) for index in batch)}, " if batch else ""
+    row_name = repr(row_labels[row]) if row_labels else row + 1
+    column_name = repr(column_labels[column]) if column_labels else column + 1
+    return f"{game}row {row_name}, column {column_name}"
+
+
+def _blocks(flat: np.ndarray) -> Iterator[tuple[slice, slice]]:
+    """Cut (B, m, n) into whole small games, or into the rows of one large game."""
+    count, m, n = flat.shape
+    games, rows = max(1, BLOCK // (m * n)), max(1, BLOCK // n)
+    for game in range(0, count, games):
+        for row in range(0, m, rows):
+            yield slice(game, game + games), slice(row, row + rows)
+
+
+def _mirrored(flat: np.ndarray, games: slice, rows: slice) -> np.ndarray:
+    return flat[games, :, rows].swapaxes(-1, -2)
+
+
+def _pair_sums(flat: np.ndarray, games: slice, rows: slice) -> np.ndarray:
+    with np.errstate(over="ignore"):  # an infinite sum is refused like any other wrong one
+        return flat[games, rows] + _mirrored(flat, games, rows)
+
+
+def _place(table: np.ndarray, games: slice, rows: slice, block: np.ndarray) -> tuple[int, ...]:
+    """The index into the table of a block's largest entry."""
+    game, row, column = np.unravel_index(block.argmax(), block.shape)
+    batch = np.unravel_index(games.start + game, table.shape[:-2]) if table.ndim > 2 else ()
+    return *(int(index) for index in batch), int(rows.start + row), int(column)
