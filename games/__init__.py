@@ -8,12 +8,14 @@
 """
 
 from games import zoo
+from games.data import DataGame
 from games.errors import InputError
 from games.matrix import MatrixGame, PreferenceGame, SkewGame, SymmetricGame
 from games.saddle import SaddlePointGame
 from games.wins import from_wins
 
 __all__ = [
+    "DataGame",
     "InputError",
     "MatrixGame",
     "PreferenceGame",

@@ -1,0 +1,79 @@
+"""Mirror maps: where a policy lives, and which coordinates make a mirror step an addition.
+
+θ = ∇ψ(π) are the coordinates: log π for the entropy on the simplex, the point itself for ½‖·‖² on
+ℝᵈ. In them a mirror step is anchor + ηG, a geometric mixture is a weighted mean, and both are
+brought back to the set by `normalise`.
+"""
+
+from __future__ import annotations
+
+from array_api_compat import array_namespace
+
+from games.errors import InputError
+
+from .arrays import Array, normalise
+from .divergences import Divergence, reverse_kl
+
+
+class Entropy:
+    """ψ(π) = Σ π log π on the simplex; θ = log π, and B_ψ is the reverse KL divergence."""
+
+    name = "entropy"
+
+    @staticmethod
+    def normalise(theta: Array) -> Array:
+        """(..., n) -> (..., n): the log-probabilities ∝ exp θ."""
+        return normalise(theta)
+
+    @staticmethod
+    def point(theta: Array) -> Array:
+        """(..., n) -> (..., n): the probabilities."""
+        return array_namespace(theta).exp(theta)
+
+    @staticmethod
+    def gradient(regularizer: Divergence, theta: Array, reference: Array) -> Array:
+        """(..., n), (..., n) -> (..., n): ∂R/∂π."""
+        return regularizer.gradient(theta, reference)
+
+    @staticmethod
+    def prox(regularizer, direction, anchor, reference, eta: float, tau: float) -> Array:
+        """argmin_π −η⟨direction, π⟩ + B_ψ(π; anchor) + ητR(π, μ), as θ."""
+        return regularizer.prox(direction, anchor, reference, eta, tau)
+
+
+class Euclidean:
+    """ψ(z) = ½‖z‖² on ℝᵈ; θ = z. Its own Bregman divergence ½‖z − z′‖² is the only regulariser.
+
+    That is what `reverse_kl` is on the simplex, and it goes by the same name here.
+    """
+
+    name = "euclidean"
+
+    @staticmethod
+    def normalise(theta: Array) -> Array:
+        return theta
+
+    @staticmethod
+    def point(theta: Array) -> Array:
+        return theta
+
+    @staticmethod
+    def gradient(regularizer: Divergence, theta: Array, reference: Array) -> Array:
+        _only_bregman(regularizer)
+        return theta - reference
+
+    @staticmethod
+    def prox(regularizer, direction, anchor, reference, eta: float, tau: float) -> Array:
+        _only_bregman(regularizer)
+        return (anchor + eta * direction + eta * tau * reference) / (1 + eta * tau)
+
+
+def _only_bregman(regularizer: Divergence) -> None:
+    if regularizer != reverse_kl:
+        raise InputError(
+            f"regularizer '{regularizer.name}' is a divergence between distributions: "
+            "on R^d use 'reverse_kl', which is 1/2 |z - reference|^2 there"
+        )
+
+
+MirrorMap = Entropy | Euclidean

@@ -1,0 +1,127 @@
+"""Plays: a finite game under a measure, exact or sampled.
+
+A batch of K responses with their K × K preferences is a finite game with weights 1/K; the tabular
+game is the same with its n actions and weights π_t. Rules are written against `Plays` and cannot
+tell which of the two they were given.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from array_api_compat import array_namespace
+
+from games.errors import InputError
+
+from .arrays import Array, against
+from .mirror import Entropy, MirrorMap
+
+Diagonal = Literal["exclude", "include"]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One player's policy π_t, known at n points that carry weights which stand for it.
+
+    logp, logp_ref   (..., n) log π_t and log μ at the points (θ of the mirror map in general)
+    log_weight       (..., n) log of the weights of K samples, −log K; None: the points are all the
+                     actions and carry π_t itself
+    logp_average     (..., n) log of the mean of the remembered policies, for rules with a memory
+    logp_previous    (..., n) log π_{t−1}, for optimistic rules
+    logp_data        (..., n) log of the data distribution, for SPIN
+    """
+
+    logp: Array
+    logp_ref: Array
+    log_weight: Array | None = None
+    logp_average: Array | None = None
+    logp_previous: Array | None = None
+    logp_data: Array | None = None
+    mirror: MirrorMap = Entropy()
+
+    @property
+    def weights(self) -> Array:
+        """(..., n): the weights that stand for π_t."""
+        if self.log_weight is None:
+            return self.mirror.point(self.logp)
+        return array_namespace(self.log_weight).exp(self.log_weight)
+
+    def weights_of(self, theta: Array) -> Array:
+        """(..., n) -> (..., n): weights on these points that stand for the policy ∝ exp θ.
+
+        Exact points carry it as it is. On samples of π_t they are self-normalised importance
+        weights ∝ exp(θ)/π_t: consistent as K grows, biased at O(1/K).
+        """
+        if self.log_weight is None:
+            return self.mirror.point(self.mirror.normalise(theta))
+        ratio = self.log_weight + theta - self.logp
+        return self.mirror.point(self.mirror.normalise(ratio))
+
+    def mixture(self, share: float) -> Array:
+        """(..., n): θ of the geometric mixture ∝ π_t^(1−share) μ^share at the points.
+
+        Normalised where the points are all the actions; up to a constant on samples.
+        """
+        theta = self.logp if share == 0 else (1 - share) * self.logp + share * self.logp_ref
+        return theta if self.log_weight is not None else self.mirror.normalise(theta)
+
+
+@dataclass(frozen=True)
+class Plays:
+    """Payoffs (..., n, m) of a player's n points against the opponent's m, and both measures.
+
+    In self-play `other` is `own`. `diagonal` says what becomes of a sampled response's comparison
+    with itself: `exclude` (each response meets the K − 1 others, so that E[G_k | y_k] = G(y_k)),
+    `include` (as published SPPO and RSPO code does: with B = ½ the equilibrium aimed at is that of
+    temperature τK/(K − 1)), or None where the points are all the actions.
+    `offset` (..., n) is added to what the payoff gives (the affine games on ℝᵈ).
+    """
+
+    payoff: Array | None
+    own: Measure
+    other: Measure
+    diagonal: Diagonal | None = None
+    offset: Array | None = None
+
+    @classmethod
+    def exact(cls, payoff: Array, logp: Array, logp_ref: Array, **known: Array) -> Plays:
+        """(..., n, n), (..., n), (..., n): self-play over all n actions.
+
+        `known` are further fields of `Measure` (logp_average, logp_previous, logp_data).
+        """
+        measure = Measure(logp, logp_ref, **known)
+        return cls(payoff, measure, measure)
+
+    @classmethod
+    def sampled(
+        cls,
+        payoff: Array,
+        logp: Array,
+        logp_ref: Array,
+        diagonal: Diagonal = "exclude",
+        **known: Array,
+    ) -> Plays:
+        """(..., K, K), (..., K), (..., K): a round robin of K responses sampled from π_t.
+
+        Raises InputError where K < 2 or the diagonal is not known by name.
+        """
+        if diagonal not in ("exclude", "include"):
+            raise InputError(f"diagonal '{diagonal}': choose 'exclude' or 'include'")
+        if logp.shape[-1] < 2:
+            raise InputError("a round robin needs at least 2 responses per prompt")
+        xp = array_namespace(logp)
+        log_weight = xp.full_like(logp, -math.log(logp.shape[-1]))
+        measure = Measure(logp, logp_ref, log_weight, **known)
+        return cls(payoff, measure, measure, diagonal)
+
+    def against(self, weights: Array) -> Array:
+        """(..., m) -> (..., n): what each point wins from the opponent of these weights."""
+        if self.payoff is None:
+            raise InputError("this game has no payoffs: choose a rule for data (spin, alpha_spin)")
+        won = against(self.payoff, weights)
+        if self.diagonal == "exclude":
+            itself = array_namespace(won).linalg.diagonal(self.payoff)
+            won = (won - itself * weights) / (1 - weights)
+        return won if self.offset is None else won + self.offset

@@ -1,0 +1,110 @@
+"""What the theorems promise: Lipschitz constants, safe step sizes and predicted rates."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from games import MatrixGame, SymmetricGame
+from games.errors import InputError
+from games.saddle import SaddlePointGame
+
+from .arrays import Array
+from .mirror import Entropy
+from .rules import UpdateRule, harmonic
+
+Game = SymmetricGame | MatrixGame | SaddlePointGame
+
+
+def lipschitz(game: Game) -> float:
+    """L of the operator π -> −Pπ, from ‖·‖₁ to ‖·‖_∞ on the simplex, blind to constants in P.
+
+    ½ maxᵢ(maxⱼ Pᵢⱼ − minⱼ Pᵢⱼ), the largest over a batch; both players' in a zero-sum game. For a
+    saddle point game the spectral norm of the linear part.
+    """
+    if isinstance(game, SaddlePointGame):
+        return game.lipschitz
+    payoff = game.payoff
+    rows = float((payoff.max(axis=-1) - payoff.min(axis=-1)).max())
+    columns = float((payoff.max(axis=-2) - payoff.min(axis=-2)).max())
+    return 0.5 * max(rows, columns)
+
+
+def modulus(rule: UpdateRule, reference: Array, mirror=Entropy()) -> float:
+    """m: how strongly convex the rule's R(·, μ) is relative to ψ; 0 without a regulariser."""
+    if not rule.regularized:
+        return 0.0
+    return rule.regularizer.modulus(reference) if isinstance(mirror, Entropy) else 1.0
+
+
+def theory_step(rule: UpdateRule, game: Game, reference: Array, mirror=Entropy()) -> UpdateRule:
+    """The rule with the step size that its theorem asks for.
+
+    τm/L² for GMMD and MMD (Sokota et al. 2022, Thm 3.4), 2/(τ(t + 2)) for Nash-MD (Munos et al.,
+    Thm 1), 2/(τ(t + 3)) for OMD with reverse KL (INPO, Theorem 4). Raises InputError with the
+    reason where there is no theorem.
+    """
+    if rule.regularization == "mixture":
+        return replace(rule, eta=harmonic(rule.tau))
+    if rule.regularization == "explicit" and rule.only_reverse_kl:
+        return replace(rule, eta=harmonic(rule.tau, first=3))
+    if rule.regularization != "implicit" or rule.eta == math.inf:
+        raise InputError(f"rule '{rule.name}' has no step size by theory: give a number for eta")
+    m, lip = modulus(rule, reference, mirror), lipschitz(game)
+    if m == 0:
+        raise InputError(
+            f"regularizer '{rule.regularizer.name}' is not strongly convex relative to entropy "
+            "(m = 0), so that no theorem gives a step size: give a number for eta"
+        )
+    if lip == 0:
+        raise InputError("all payoffs are equal (L = 0): any step size will do, give a number")
+    return replace(rule, eta=rule.tau * m / lip**2)
+
+
+def no_regret_step(game: Game, steps: int) -> float:
+    """√(8 log n / T)/(2L): the step that minimises the regret bound of MWU over T steps."""
+    n = max(2, *game.payoff.shape[-2:])
+    return math.sqrt(8 * math.log(n) / max(steps, 1)) / max(2 * lipschitz(game), 1e-300)
+
+
+def with_step_size(
+    rule: UpdateRule, game, reference: Array, steps: int, mirror=Entropy()
+) -> UpdateRule:
+    """The rule with a step size that is a number or a schedule: None and `theory` resolved.
+
+    None takes what theory gives where it gives something, else the no-regret step.
+    """
+    if rule.eta == "theory":
+        return theory_step(rule, game, reference, mirror)
+    if rule.eta is not None:
+        return rule
+    try:
+        return theory_step(rule, game, reference, mirror)
+    except InputError:
+        if isinstance(game, SaddlePointGame):
+            raise InputError(f"rule '{rule.name}' needs a step size here: give eta") from None
+        eta = no_regret_step(game, steps)
+        if rule.regularization == "explicit":  # beyond 1/(τφ′) its regulariser overshoots
+            eta = min(eta, 0.5 / rule.tau)
+        return replace(rule, eta=eta)
+
+
+def predicted_kl(
+    rule: UpdateRule, game: Game, reference: Array, kl_start: float, steps: Array, mirror=Entropy()
+) -> np.ndarray | None:
+    """(T,) -> (T,): the theorem's bound on KL(π*‖π_t) at these steps; None where there is none.
+
+    GMMD, MMD: KL₀/(1 + ητm)^t for η ≤ τm/L². Nash-MD under its schedule: 8/(τ²(t + 1)), for
+    preferences in [0, 1].
+    """
+    steps = np.asarray(steps)
+    if rule.regularization == "mixture" and callable(rule.eta):
+        return 8 / (rule.tau**2 * (steps + 1))
+    if rule.regularization != "implicit" or not isinstance(rule.eta, int | float):
+        return None
+    m, eta = modulus(rule, reference, mirror), rule.eta
+    if m == 0 or eta > rule.tau * m / lipschitz(game) ** 2 * (1 + 1e-12):
+        return None
+    return kl_start * np.exp(-np.log1p(eta * rule.tau * m) * steps)

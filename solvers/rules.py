@@ -1,0 +1,351 @@
+"""Update rules: opponent × anchor × direction × baseline × regulariser × step size.
+
+A rule looks at `Plays` and says where to go: `rule(plays, step) -> Update`. `steps` moves a
+tabular policy there, `fits` moves a parametric one. A named rule is one expression in `RULES`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from array_api_compat import array_namespace
+
+from games.errors import InputError
+
+from .arrays import Array, dot, logsumexp
+from .divergences import Divergence, entropy, parse, reverse_kl
+from .plays import Plays
+
+DEFAULT_TAU = 0.1
+
+
+@dataclass(frozen=True)
+class Update:
+    """Where a rule wants a policy to go (RSPO Eq. 6 and 13).
+
+    direction    (..., n) G at the points
+    anchor       (..., n) θ of the policy that the step starts from (up to a constant on samples)
+    eta          step size; inf: a best response, without anchor
+    baseline     B, a number or (..., 1)
+    regularizer  R where it acts in the step itself, else None; `tau` is its temperature, else 0
+    """
+
+    direction: Array
+    anchor: Array
+    eta: float
+    baseline: float | Array = 0.5
+    regularizer: Divergence | None = None
+    tau: float = 0.0
+
+
+# Opponents: (plays, share of μ in mixtures) -> weights (..., m).
+
+
+def current_opponent(plays: Plays, share: float) -> Array:
+    """π_t."""
+    return plays.other.weights
+
+
+def mixture_opponent(plays: Plays, share: float) -> Array:
+    """π_t^μ ∝ π_t^(1−share) μ^share (Nash-MD)."""
+    return plays.other.weights_of(plays.other.mixture(share))
+
+
+def average_opponent(plays: Plays, share: float) -> Array:
+    """The mean of the remembered policies (fictitious play, α-SPIN)."""
+    return plays.other.weights_of(_known(plays.other.logp_average, "an average of past policies"))
+
+
+# Anchors: (plays, share) -> θ (..., n).
+
+
+def current_anchor(plays: Plays, share: float) -> Array:
+    """π_t."""
+    return plays.own.logp
+
+
+def mixture_anchor(plays: Plays, share: float) -> Array:
+    """π_t^μ."""
+    return plays.own.mixture(share)
+
+
+# Directions: (plays, opponent weights) -> G (..., n).
+
+
+def win_rate(plays: Plays, weights: Array) -> Array:
+    """P(y ≻ opponent) (RSPO Eq. 7)."""
+    return plays.against(weights)
+
+
+def log_odds(plays: Plays, weights: Array) -> Array:
+    """log data(y)/opponent(y): what the best logistic discriminator says (SPIN)."""
+    data = _known(plays.own.logp_data, "a data distribution: play a DataGame")
+    return data - _known(plays.own.logp_average, "an average of past policies")
+
+
+# Baselines: (plays, direction, anchor, eta) -> B.
+
+
+def half(plays: Plays, direction: Array, anchor: Array, eta: float) -> float:
+    """½, what a preference is worth in equilibrium (RSPO Eq. 8)."""
+    return 0.5
+
+
+def mean(plays: Plays, direction: Array, anchor: Array, eta: float) -> Array:
+    """E_{y∼π_t} G(y)."""
+    return dot(plays.own.weights, direction)[..., None]
+
+
+def log_partition(plays: Plays, direction: Array, anchor: Array, eta: float) -> Array:
+    """(1/η) log Z, which makes anchor + η(G − B) a log-probability (SPPO's exact target).
+
+    On samples of π_t, Z is estimated from the K draws: biased at O(1/K).
+    """
+    theta = anchor + eta * direction
+    if plays.own.log_weight is not None:
+        theta = theta + plays.own.log_weight - plays.own.logp
+    return logsumexp(theta, keepdims=True) / eta
+
+
+Regularization = Literal["none", "implicit", "explicit", "mixture"]
+StepSize = float | Callable[[int], float] | Literal["theory"] | None
+
+
+@dataclass(frozen=True)
+class UpdateRule:
+    """An algorithm of self-play. Frozen: make variants with `dataclasses.replace`.
+
+    regularization  how μ acts: `implicit` in the step (GMMD), `explicit` as −τ∂R(π_t, μ) in the
+                    direction (OMD), `mixture` through π_t^μ with share ητ (Nash-MD), or `none`
+    regularizer     R; rules with `only_reverse_kl` know no other
+    tau             temperature of the game aimed at
+    eta             step size: a number, a schedule step -> number, `theory` (see `rates`), or None:
+                    `theory` where there is one, else the no-regret step
+    alpha           α-SPIN: share of π_t in the anchor, instead of 1 − ητ
+    memory          how many policies the average opponent remembers: 1, 2, …, inf
+    remember_start  whether π_0 stays in an infinite memory once there is another policy
+    needs_data      plays against a data distribution instead of a payoff
+    claims          the iterate that is claimed to converge: `last`, `average`, or `neither`
+    """
+
+    name: str
+    opponent: Callable[[Plays, float], Array] = current_opponent
+    anchor: Callable[[Plays, float], Array] = current_anchor
+    direction: Callable[[Plays, Array], Array] = win_rate
+    baseline: Callable[[Plays, Array, Array, float], float | Array] = half
+    regularization: Regularization = "none"
+    regularizer: Divergence = reverse_kl
+    only_reverse_kl: bool = False
+    tau: float = DEFAULT_TAU
+    eta: StepSize = None
+    alpha: float | None = None
+    memory: float = 1
+    remember_start: bool = True
+    needs_data: bool = False
+    claims: Literal["last", "average", "neither"] = "last"
+
+    @property
+    def regularized(self) -> bool:
+        """Whether the game aimed at is the regularised one."""
+        return self.regularization != "none"
+
+    @property
+    def target(self) -> tuple[Divergence | None, float]:
+        """The regulariser and temperature of the game aimed at; (None, 0) for the plain game."""
+        return (self.regularizer, self.tau) if self.regularized else (None, 0.0)
+
+    def eta_at(self, step: int) -> float:
+        """The step size at step 0, 1, …; raises InputError while it is not a number yet."""
+        eta = self.eta(step) if callable(self.eta) else self.eta
+        if not isinstance(eta, int | float) or not eta > 0:
+            raise InputError(f"rule '{self.name}' needs a positive step size eta, not {eta!r}")
+        return float(eta)
+
+    def __call__(self, plays: Plays, step: int = 0) -> Update:
+        """Where to go from π_t at step t = 0, 1, … ."""
+        eta = self.eta_at(step)
+        share = 1 - self.alpha if self.alpha is not None else eta * self.tau
+        if self.regularization == "mixture" and share > 1:
+            raise InputError(
+                f"rule '{self.name}' needs eta * tau <= 1, not {share:g}: take a smaller eta"
+            )
+        direction = self.direction(plays, self.opponent(plays, share))
+        if self.regularization == "explicit":
+            own = plays.own
+            pull = own.mirror.gradient(self.regularizer, own.logp, own.logp_ref)
+            direction = direction - self.tau * pull
+        anchor = self.anchor(plays, share)
+        implicit = self.regularization == "implicit"
+        return Update(
+            direction,
+            anchor,
+            eta,
+            self.baseline(plays, direction, anchor, eta),
+            self.regularizer if implicit else None,
+            self.tau if implicit else 0.0,
+        )
+
+
+def harmonic(tau: float, first: int = 2) -> Callable[[int], float]:
+    """η_t = 2/(τ(t + first)) at steps t = 0, 1, …: Nash-MD's schedule (Munos et al., Thm 1).
+
+    INPO's (Theorem 4, η there is 1/η here) counts from 1: first = 3.
+    """
+    return lambda step: 2 / (tau * (step + first))
+
+
+mwu = UpdateRule("mwu", claims="average")
+gmmd = UpdateRule("gmmd", regularization="implicit")
+mmd = replace(gmmd, name="mmd", only_reverse_kl=True)
+omd = UpdateRule("omd", regularization="explicit")
+inpo = replace(omd, name="inpo", only_reverse_kl=True)
+nash_md = UpdateRule(
+    "nash_md",
+    opponent=mixture_opponent,
+    anchor=mixture_anchor,
+    regularization="mixture",
+    only_reverse_kl=True,
+)
+fictitious_play = UpdateRule(
+    "fictitious_play", opponent=average_opponent, eta=math.inf, memory=math.inf, claims="average"
+)
+smooth_fictitious_play = replace(
+    fictitious_play,
+    name="smooth_fictitious_play",
+    regularization="implicit",
+    regularizer=entropy,
+    claims="last",
+)
+alpha_spin = UpdateRule(
+    "alpha_spin",
+    opponent=average_opponent,
+    anchor=mixture_anchor,
+    direction=log_odds,
+    alpha=0.95,
+    eta=1.0,
+    remember_start=False,
+    needs_data=True,
+)
+spin = replace(alpha_spin, name="spin", alpha=1.0)
+
+RULES: dict[str, UpdateRule] = {
+    rule.name: rule
+    for rule in (
+        mwu,
+        gmmd,
+        mmd,
+        omd,
+        inpo,
+        nash_md,
+        fictitious_play,
+        smooth_fictitious_play,
+        spin,
+        alpha_spin,
+    )
+}
+ALIASES = {"sppo": "mwu", "rspo": "gmmd"}
+
+
+def get_rule(
+    name: str | UpdateRule,
+    *,
+    eta: StepSize = None,
+    tau: float | None = None,
+    regularizer: str | Divergence | None = None,
+    alpha: float | None = None,
+    memory: float | None = None,
+) -> UpdateRule:
+    """The rule of that name, of `package.module:object`, or the rule itself, with these settings.
+
+    Raises InputError for an unknown name (with the nearest), a setting that the rule does not
+    have, η ≤ 0 or τ ≤ 0.
+    """
+    rule = name if isinstance(name, UpdateRule) else _find(name)
+    if tau is not None or regularizer is not None:
+        if not rule.regularized:
+            raise InputError(
+                f"rule '{rule.name}' is unregularised: leave out tau and the regularizer, "
+                "or use gmmd, omd or nash_md"
+            )
+        if tau is not None:
+            rule = replace(rule, tau=_positive(tau, "tau"))
+        if regularizer is not None:
+            rule = replace(rule, regularizer=_regularizer(rule, regularizer))
+    if eta is not None:
+        if rule.eta == math.inf:
+            raise InputError(f"rule '{rule.name}' plays best responses: leave out eta")
+        if isinstance(eta, str) and eta != "theory":
+            raise InputError(f"eta must be a positive number or 'theory', not '{eta}'")
+        numeric = isinstance(eta, int | float)
+        rule = replace(rule, eta=_positive(eta, "eta") if numeric else eta)
+    if alpha is not None:
+        if rule.alpha is None or not 0 <= alpha <= 1:
+            raise InputError(f"alpha = {alpha:g} is for alpha_spin, and between 0 and 1")
+        rule = replace(rule, alpha=float(alpha))
+    if memory is not None:
+        if not rule.needs_data or memory < 1 or (memory != math.inf and memory != int(memory)):
+            raise InputError(f"memory = {memory:g} is for alpha_spin: 1, 2, … or inf policies")
+        rule = replace(rule, memory=memory)
+    return rule
+
+
+def accepts(rule: UpdateRule, regularizer: Divergence) -> bool:
+    """Whether a rule knows that regulariser."""
+    return rule.regularized and (not rule.only_reverse_kl or regularizer == reverse_kl)
+
+
+def tau_from_lam(lam: float, eta: float, factor: float = 2.0) -> float:
+    """τ of a regulariser that stands in the loss of RSPO Eq. 6 as λ R̂: λ/(factor·η).
+
+    `factor` is 2 where R̂ has the gradient of R, 1 where it has twice that (Eq. 52's square).
+    """
+    return lam / (factor * eta)
+
+
+def _regularizer(rule: UpdateRule, regularizer: str | Divergence) -> Divergence:
+    regularizer = parse(regularizer) if isinstance(regularizer, str) else regularizer
+    if not accepts(rule, regularizer):
+        raise InputError(
+            f"rule '{rule.name}' knows only reverse_kl, not '{regularizer.name}': use gmmd or omd"
+        )
+    return regularizer
+
+
+def _find(name: str) -> UpdateRule:
+    if ":" in name:
+        return _import(name)
+    known = ALIASES.get(name, name)
+    if known not in RULES:
+        near = difflib.get_close_matches(name, [*RULES, *ALIASES], n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(RULES)}"
+        raise InputError(f"unknown rule '{name}': {hint}")
+    return RULES[known]
+
+
+def _import(name: str) -> UpdateRule:
+    """The user's own rule, from `package.module:object`."""
+    module_name, _, attribute = name.partition(":")
+    try:
+        rule = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"rule '{name}' cannot be imported: {error}") from None
+    if not isinstance(rule, UpdateRule):
+        raise InputError(f"rule '{name}' is a {type(rule).__name__}, not an UpdateRule")
+    return rule
+
+
+def _positive(number: float, what: str) -> float:
+    if not 0 < number < math.inf:
+        raise InputError(f"{what} must be a positive number, not {number:g}")
+    return float(number)
+
+
+def _known(array: Array | None, what: str) -> Array:
+    if array is None:
+        raise InputError(f"this rule needs {what}")
+    return array

@@ -1,0 +1,336 @@
+"""The only loop: play a game by a rule until the duality gap is small or the steps are over."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+
+from games import DataGame, MatrixGame, SaddlePointGame, SymmetricGame
+from games.errors import InputError
+
+from . import saddle
+from .arrays import Array, dot, normalise
+from .gap import duality_gap
+from .mirror import Entropy, Euclidean
+from .plays import Measure, Plays
+from .rates import with_step_size
+from .rules import UpdateRule, get_rule
+from .steps import step as move
+
+Game = SymmetricGame | MatrixGame | SaddlePointGame | DataGame
+
+
+class Status(StrEnum):
+    """How a run ended."""
+
+    CONVERGED = "converged"
+    MAX_STEPS = "max_steps"
+    NON_FINITE = "non_finite"
+
+
+@dataclass(frozen=True)
+class History:
+    """What was recorded at `steps` (T,), step 0 first.
+
+    gap, average_gap  (T, ...) duality gap of π_t and of the average of π_0..π_t
+    kl                (T, ...) KL(π*‖π_t), or None without an equilibrium to compare with
+    logp              (T, ..., n) log π_t, or None unless asked for
+    """
+
+    steps: np.ndarray
+    gap: np.ndarray
+    average_gap: np.ndarray
+    kl: np.ndarray | None
+    logp: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What `solve` returns. Policies are log-probabilities; `policy` and `average` exponentiate.
+
+    In a zero-sum game `logp` is the row player's and `opponent_logp` the column player's, in
+    self-play they are the same. On ℝᵈ they are the points themselves.
+    """
+
+    logp: np.ndarray
+    opponent_logp: np.ndarray
+    average: np.ndarray
+    opponent_average: np.ndarray
+    gap: np.ndarray
+    average_gap: np.ndarray
+    status: Status
+    steps: int
+    seconds: float
+    rule: UpdateRule
+    reference: np.ndarray
+    history: History = field(repr=False)
+    on_simplex: bool = True
+
+    @property
+    def policy(self) -> np.ndarray:
+        """(..., n): probabilities of the last iterate."""
+        return np.exp(self.logp) if self.on_simplex else self.logp
+
+    @property
+    def opponent_policy(self) -> np.ndarray:
+        """(..., m): the column player's last iterate."""
+        return np.exp(self.opponent_logp) if self.on_simplex else self.opponent_logp
+
+
+def solve(
+    game: Game,
+    rule: str | UpdateRule = "gmmd",
+    *,
+    steps: int = 1000,
+    tol: float = 1e-10,
+    start: Array | Sequence[Array] | None = None,
+    reference: Array | Sequence[Array] | None = None,
+    equilibrium: Array | Sequence[Array] | None = None,
+    keep_policies: bool = False,
+    on_step: Callable[[int], None] | None = None,
+    **settings,
+) -> Solution:
+    """Play `game` by `rule`, all games of a batch at once.
+
+    start, reference  log-probabilities (..., n), the uniform policy unless given; a run starts at
+                      its reference. A pair of them in a zero-sum game; points (x, y) on ℝ × ℝ.
+    equilibrium       log π* to measure KL(π*‖π_t) against
+    tol               stop when every duality gap is ≤ tol, looked at when it is recorded: at every
+                      step up to 128, then at steps 1/64 apart; 0 never stops early
+    settings          eta, tau, regularizer, alpha, memory: see `get_rule`
+
+    The gap is that of the game which the rule aims at. Raises InputError for what does not fit.
+
+    >>> from games import zoo
+    >>> solution = solve(zoo.get("biased_rps"), "mmd", tau=0.5, tol=1e-12)
+    >>> solution.status
+    <Status.CONVERGED: 'converged'>
+    """
+    if steps < 0 or tol < 0:
+        raise InputError("steps and tol must not be negative")
+    rule = get_rule(rule, **settings)
+    board = _board(game)
+    references = board.points(reference, "reference", None)
+    if not all(np.isfinite(theta).all() for theta in references):
+        raise InputError("the reference policy has zeros: every action needs a positive share")
+    starts = board.points(start, "start", references)
+    stars = None if equilibrium is None else board.points(equilibrium, "equilibrium", None)
+    if rule.needs_data != isinstance(game, DataGame):
+        wanted = "a data distribution (DataGame)" if rule.needs_data else "a game with payoffs"
+        raise InputError(f"rule '{rule.name}' needs {wanted}")
+    if not rule.needs_data:
+        rule = with_step_size(rule, game, references[0], steps, board.mirror)
+
+    began = time.perf_counter()
+    players = [
+        _Player.at(theta, mu, rule, board.mirror)
+        for theta, mu in zip(starts, references, strict=True)
+    ]
+    recorder = _Recorder(board, rule, references, stars, keep_policies)
+    status, t = Status.MAX_STEPS, 0
+    # Overflow to inf is how a run diverges: it is looked for, not warned of.
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        recorder.record(0, players)
+        while True:
+            if tol > 0 and recorder.last_step == t and np.all(recorder.last_gap <= tol):
+                status = Status.CONVERGED
+                break
+            if t == steps:
+                break
+            plays = board.plays([player.measure(rule, board) for player in players])
+            moved = [move(rule(p, t), p) for p in plays]
+            if any(np.isnan(theta).any() or (theta == np.inf).any() for theta in moved):
+                status = Status.NON_FINITE
+                break
+            t += 1
+            players = [
+                p.moved(theta, rule, board.mirror) for p, theta in zip(players, moved, strict=True)
+            ]
+            if _is_recorded(t) or t == steps:
+                recorder.record(t, players)
+            if on_step is not None:
+                on_step(t)
+        if recorder.last_step != t:
+            recorder.record(t, players)
+    own, other = players[0], players[-1]
+    return Solution(
+        own.logp,
+        other.logp,
+        own.average,
+        other.average,
+        recorder.last_gap,
+        recorder.last_average_gap,
+        status,
+        t,
+        time.perf_counter() - began,
+        rule,
+        references[0],
+        recorder.history(),
+        isinstance(board.mirror, Entropy),
+    )
+
+
+def _is_recorded(t: int) -> bool:
+    return t <= 128 or t % 2 ** (t.bit_length() - 7) == 0
+
+
+@dataclass(frozen=True)
+class _Board:
+    """A game as `solve` sees it: one player in self-play, two in a zero-sum game."""
+
+    game: Game
+    shapes: tuple[tuple[int, ...], ...]  # of each player's policy
+    mirror: Entropy | Euclidean = Entropy()
+    payoffs: tuple[Array | None, ...] = (None,)
+    offset: Array | None = None
+    logp_data: Array | None = None
+
+    def plays(self, measures: list[Measure]) -> list[Plays]:
+        others = measures[::-1]
+        return [
+            Plays(payoff, own, other, offset=self.offset)
+            for payoff, own, other in zip(self.payoffs, measures, others, strict=True)
+        ]
+
+    def points(self, given, what: str, default) -> list[np.ndarray]:
+        """Each player's θ of the right shape, from what the user gave."""
+        if given is None:
+            return default or [np.full(shape, -math.log(shape[-1])) for shape in self.shapes]
+        each = given if len(self.shapes) == 2 and isinstance(given, tuple | list) else [given]
+        if len(each) != len(self.shapes):
+            raise InputError(f"the {what} of a zero-sum game is a pair: one for each player")
+        points = []
+        for theta, shape in zip(each, self.shapes, strict=True):
+            theta = np.asarray(theta, dtype=float)
+            try:
+                theta = np.broadcast_to(theta, shape)
+            except ValueError:
+                raise InputError(
+                    f"the {what} has shape {theta.shape}, the game needs {shape}"
+                ) from None
+            total = np.exp(theta).sum(axis=-1)
+            if isinstance(self.mirror, Entropy) and not np.allclose(total, 1, atol=1e-6):
+                raise InputError(f"the {what} must be log-probabilities: exp of it must sum to 1")
+            points.append(self.mirror.normalise(theta))
+        return points
+
+    def gap(self, policies: list[Array], regularizer, tau: float, references) -> np.ndarray:
+        """(...,): the duality gap of the game of that regulariser and temperature."""
+        if isinstance(self.game, SaddlePointGame):
+            return saddle.duality_gap(self.game, policies[0], tau, references[0])
+        opponent = policies[1] if len(policies) == 2 else None
+        reference = references[0] if len(policies) == 1 else tuple(references)
+        return duality_gap(self.game, policies[0], opponent, regularizer, tau, reference)
+
+
+def _board(game: Game) -> _Board:
+    if isinstance(game, SymmetricGame):
+        return _Board(game, ((*game.batch_shape, game.n),), payoffs=(game.payoff,))
+    if isinstance(game, MatrixGame):
+        shapes = ((*game.batch_shape, game.m), (*game.batch_shape, game.n))
+        return _Board(game, shapes, payoffs=(game.payoff, -np.swapaxes(game.payoff, -1, -2)))
+    if isinstance(game, SaddlePointGame):
+        payoff, offset = saddle.affine(game)
+        return _Board(game, ((2,),), Euclidean(), (payoff,), offset)
+    return _Board(game, (game.data.shape,), logp_data=np.log(game.data))
+
+
+@dataclass(frozen=True)
+class _Player:
+    """One player's π_t, its average over π_0..π_t, and what its rule remembers."""
+
+    logp: Array
+    reference: Array
+    average: Array  # probabilities (points on ℝᵈ), as is the next
+    memory_mean: Array
+    recent: tuple[Array, ...]  # the points of the last h policies where the memory h is finite
+    previous: Array
+    t: int = 0
+
+    @classmethod
+    def at(cls, logp: Array, reference: Array, rule: UpdateRule, mirror) -> _Player:
+        """At the start; the policies before it count as equal to it (α-SPIN, Algorithm 2)."""
+        point = mirror.point(logp)
+        recent = () if rule.memory in (1, math.inf) else (point,) * int(rule.memory)
+        return cls(logp, reference, point, point, recent, logp)
+
+    def moved(self, logp: Array, rule: UpdateRule, mirror) -> _Player:
+        point, t = mirror.point(logp), self.t + 1
+        recent = (point, *self.recent[:-1]) if self.recent else ()
+        if recent:
+            memory_mean = sum(recent) / len(recent)
+        elif rule.memory == math.inf:
+            count = t + 1 if rule.remember_start else t
+            memory_mean = self.memory_mean + (point - self.memory_mean) / count
+        else:
+            memory_mean = point
+        average = self.average + (point - self.average) / (t + 1)
+        return _Player(logp, self.reference, average, memory_mean, recent, self.logp, t)
+
+    def measure(self, rule: UpdateRule, board: _Board) -> Measure:
+        forgetful = rule.memory == 1 or isinstance(board.mirror, Euclidean)
+        return Measure(
+            self.logp,
+            self.reference,
+            logp_average=self.logp if forgetful else np.log(self.memory_mean),
+            logp_previous=self.previous,
+            logp_data=board.logp_data,
+            mirror=board.mirror,
+        )
+
+
+class _Recorder:
+    """Measures policies at the steps that are recorded."""
+
+    def __init__(self, board: _Board, rule: UpdateRule, references, stars, keep: bool):
+        self.board, self.rule, self.references = board, rule, references
+        self.stars, self.keep = stars, keep
+        self.rows: list[tuple] = []
+        self.last_step = -1
+        if rule.needs_data:  # what these rules aim at is known in closed form
+            self.stars = [spin_target(rule, board.logp_data, references[0])]
+
+    def record(self, t: int, players: list[_Player]) -> None:
+        policies = [player.logp for player in players]
+        averages = [np.log(player.average) for player in players]
+        if isinstance(self.board.mirror, Euclidean):
+            averages = [player.average for player in players]
+        kl = None if self.stars is None else self._distance(policies)
+        if self.rule.needs_data:
+            gap, average_gap = kl, self._distance(averages)
+        else:
+            aimed = (*self.rule.target, self.references)
+            gap, average_gap = self.board.gap(policies, *aimed), self.board.gap(averages, *aimed)
+        self.rows.append((t, gap, average_gap, kl, policies[0] if self.keep else None))
+        self.last_step, self.last_gap, self.last_average_gap = t, gap, average_gap
+
+    def _distance(self, policies: list[Array]) -> np.ndarray:
+        """Σ over players of B_ψ(π*; π): KL(π*‖π), or ½‖z* − z‖² on ℝᵈ."""
+        if isinstance(self.board.mirror, Euclidean):
+            return 0.5 * ((self.stars[0] - policies[0]) ** 2).sum(axis=-1)
+        pairs = zip(self.stars, policies, strict=True)
+        return sum(kl_divergence(star, logp) for star, logp in pairs)
+
+    def history(self) -> History:
+        steps, gaps, average_gaps, kls, logps = zip(*self.rows, strict=True)
+        kl = None if kls[0] is None else np.stack(kls)
+        logp = np.stack(logps) if self.keep else None
+        return History(np.array(steps), np.stack(gaps), np.stack(average_gaps), kl, logp)
+
+
+def kl_divergence(logp: Array, logq: Array) -> Array:
+    """(..., n), (..., n) -> (...,): KL(p‖q) ≥ 0; inf where q lacks an action of p."""
+    p = np.exp(logp)
+    with np.errstate(invalid="ignore"):  # −∞ − (−∞) where p = 0, which `dot` passes over
+        return np.maximum(dot(p, logp - logq), 0.0)
+
+
+def spin_target(rule: UpdateRule, logp_data: Array, logp_ref: Array) -> np.ndarray:
+    """(..., n): the fixed point of (α-)SPIN, ∝ base^(1−α) data^(1/β), exponents normalised."""
+    weight = rule.eta_at(0)
+    return normalise(((1 - rule.alpha) * logp_ref + weight * logp_data) / (1 - rule.alpha + weight))
