@@ -29,9 +29,7 @@ def _imported_packages(file: Path) -> set[str]:
 @pytest.mark.parametrize("package", LAYERS)
 def test_imports_point_one_way(package: str) -> None:
     above = set(LAYERS[LAYERS.index(package) + 1 :])
-    files = list((ROOT / package).rglob("*.py"))
-    assert files
-    for file in files:
+    for file in (ROOT / package).rglob("*.py"):
         assert not _imported_packages(file) & above, file
 
 
