@@ -1,0 +1,158 @@
+"""Sampling responses from exactly the distribution that `Policy.log_probs` scores."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from llm.config import SampleConfig
+from llm.policy import Completion, Policy
+
+logger = logging.getLogger(__name__)
+
+
+def on_policy(settings: SampleConfig) -> bool:
+    """Whether samples come from the distribution that is scored; a warning says so if not.
+
+    `temperature` enters the scored distribution (pass it to `Policy.log_probs` too), truncation by
+    `top_k` or `top_p` does not.
+    """
+    if settings.top_k == 0 and settings.top_p == 1:
+        return True
+    logger.warning(
+        "off policy: sample.top_k=%d, sample.top_p=%g truncate the distribution that is sampled, "
+        "not the one that is scored; top_k=0, top_p=1 is on policy",
+        settings.top_k,
+        settings.top_p,
+    )
+    return False
+
+
+@dataclass(frozen=True)
+class Response:
+    """A sampled response: its tokens, with the EOS that ended it where there is one, and its text.
+
+    Score `token_ids` as they are: tokenizing `text` again need not give them back.
+    """
+
+    token_ids: tuple[int, ...]
+    finished: bool
+    text: str
+
+    @property
+    def content_ids(self) -> tuple[int, ...]:
+        """The tokens without the end-of-sequence token."""
+        return self.token_ids[:-1] if self.finished else self.token_ids
+
+
+@torch.no_grad()
+def sample(
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    samples_per_prompt: int,
+    settings: SampleConfig,
+    *,
+    key: Sequence[int],
+    adapter: bool = True,
+) -> list[list[Response]]:
+    """Token ids of B prompts -> B lists of K independent responses of π_θ (of μ: no adapter).
+
+    `key`: whole numbers that name the random numbers, such as (seed, iteration, chunk). Each
+    response has a stream of its own, so the batches, the process and the order do not matter.
+    Raises InputError when prompt and response do not fit the context.
+    """
+    policy.check_length(max(len(prompt) for prompt in prompts), settings.max_new_tokens)
+    rows = [prompt for prompt in prompts for _ in range(samples_per_prompt)]
+    uniforms = np.stack([_uniforms(key, row, settings.max_new_tokens) for row in range(len(rows))])
+    responses: list[Response] = []
+    with policy.acting(adapter):
+        for first in range(0, len(rows), settings.batch_size):
+            batch = slice(first, first + settings.batch_size)
+            responses += _generate(policy, rows[batch], uniforms[batch], settings)
+    return [
+        responses[first : first + samples_per_prompt]
+        for first in range(0, len(rows), samples_per_prompt)
+    ]
+
+
+def _uniforms(key: Sequence[int], row: int, count: int) -> NDArray[np.float64]:
+    # The length keeps (1, 2) and (1, 2, 0) apart, which numpy would seed alike.
+    stream = np.random.SeedSequence([len(key), *key], spawn_key=(row,))
+    return np.random.default_rng(stream).random(count)
+
+
+def _generate(
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    uniforms: NDArray[np.float64],
+    settings: SampleConfig,
+) -> list[Response]:
+    batch = policy.collate([Completion(prompt, ()) for prompt in prompts])
+    width = batch["input_ids"].shape[1]
+    draw = LogitsProcessorList()
+    if settings.temperature != 1:
+        draw.append(TemperatureLogitsWarper(settings.temperature))
+    if settings.top_k > 0:
+        draw.append(TopKLogitsWarper(settings.top_k))
+    if settings.top_p < 1:
+        draw.append(TopPLogitsWarper(settings.top_p))
+    draw.append(_Draw(torch.from_numpy(uniforms).to(policy.device), width))
+    output = policy.model.generate(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        position_ids=batch["position_ids"],
+        logits_processor=draw,
+        # Greedy, over the one token that `_Draw` leaves.
+        generation_config=GenerationConfig(
+            do_sample=False,
+            max_new_tokens=settings.max_new_tokens,
+            eos_token_id=list(policy.stop_ids),
+            pad_token_id=policy.pad_token_id,
+        ),
+    )
+    return [_response(policy, tokens) for tokens in output[:, width:].tolist()]
+
+
+class _Draw(LogitsProcessor):
+    """Draws each row's next token by inverting its distribution function at a given uniform number.
+
+    transformers' own draw takes one stream of random numbers for a whole batch, so that a response
+    would depend on its neighbours.
+    """
+
+    def __init__(self, uniforms: torch.Tensor, prompt_width: int) -> None:
+        self.uniforms = uniforms
+        self.prompt_width = prompt_width
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """(B, T), (B, V) -> (B, V): 0 at the token drawn, -inf elsewhere."""
+        cumulative = scores.double().softmax(-1).cumsum(-1)
+        step = input_ids.shape[1] - self.prompt_width
+        mass = self.uniforms[:, step, None] * cumulative[:, -1:]
+        token = torch.searchsorted(cumulative, mass, right=True)
+        return torch.full_like(scores, -torch.inf).scatter(-1, token, 0.0)
+
+
+def _response(policy: Policy, tokens: list[int]) -> Response:
+    """Cuts one row of generated tokens after the first that ends it; only padding follows."""
+    end = next((i for i, token in enumerate(tokens) if token in policy.stop_ids), None)
+    finished = end is not None
+    content = tokens[:end]
+    return Response(
+        token_ids=tuple(tokens[: end + 1] if finished else tokens),
+        finished=finished,
+        text=policy.tokenizer.decode(content, skip_special_tokens=True),
+    )
