@@ -62,9 +62,9 @@ def increasing_root(function: Any, low: Array, high: Array, start: Array) -> Arr
         # Close to the zero Newton moves one end only: its own step, not the bracket, is the measure.
         small = xp.abs(newton - x) <= 0.25 * (high - low)
         moved = xp.where(inside & (halved | small), newton, 0.5 * (low + high))
-        moved = xp.where(value == 0, x, moved)
+        moved = xp.where(xp.abs(value) <= tolerance, x, moved)
         width = high - low
-        done = xp.abs(moved - x) <= tolerance * (1 + xp.abs(x))
+        done = xp.abs(moved - x) <= tolerance * xp.abs(x)
         x = moved
         if bool(xp.all(done)):
             break

@@ -261,9 +261,10 @@ class Divergence:
         """The best response for any kernels: log π = log μ + φ⁻¹(g − ν), ν by a root search."""
         xp = array_namespace(g, logp_ref)
         g, logp_ref = xp.broadcast_arrays(g, logp_ref)
+        g = g - xp.max(g, axis=-1, keepdims=True)  # the best action's slope keeps every digit
         # At ν = low some π_i is 1 or more; at ν = high no π_i exceeds its share of μ.
         low = xp.max(g - self.slope(-logp_ref), axis=-1, keepdims=True)
-        high = xp.max(g, axis=-1, keepdims=True) - self.slope(-logsumexp(logp_ref, keepdims=True))
+        high = -self.slope(-logsumexp(logp_ref, keepdims=True))
 
         def excess(nu: Array) -> tuple[Array, Array]:
             r = self.inverse_slope(g - nu)
