@@ -81,9 +81,7 @@ def _js(r: Array) -> Array:
     return 0.5 * (_times_exp(r) - (1 + _exp(r)) * mean)
 
 
-REVERSE_KL = Kernel(
-    "reverse_kl", _times_exp, lambda r: r + 1, lambda r: r * 0 + 1, lambda s: s - 1
-)
+REVERSE_KL = Kernel("reverse_kl", _times_exp, lambda r: r + 1, lambda r: r * 0 + 1, lambda s: s - 1)
 FORWARD_KL = Kernel(
     "forward_kl",
     lambda r: -r,
@@ -125,7 +123,9 @@ def alpha_kernel(a: float) -> Kernel:
     Raises InputError where a is 0 or 1: those limits are forward and reverse KL.
     """
     if a in (0.0, 1.0) or not math.isfinite(a):
-        raise InputError(f"alpha:{a:g} is not defined: use forward_kl (a = 0) or reverse_kl (a = 1)")
+        raise InputError(
+            f"alpha:{a:g} is not defined: use forward_kl (a = 0) or reverse_kl (a = 1)"
+        )
     return Kernel(
         f"alpha:{a:g}",
         lambda r: (_exp(a * r) - a * _exp(r) + (a - 1)) / (a * (a - 1)),

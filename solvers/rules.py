@@ -13,8 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from array_api_compat import array_namespace
-
 from games.errors import InputError
 
 from .arrays import Array, dot, logsumexp

@@ -1,0 +1,229 @@
+"""Rules, one step at a time: by hand, at fixed points, under symmetries, in three array libraries."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import array_api_strict
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from games import InputError, zoo
+from solvers import RULES, Measure, Plays, get_rule, parse, step
+from solvers.arrays import normalise
+from solvers.rules import harmonic, log_partition, mean, tau_from_lam
+from tests.strategies import (
+    divergences,
+    games_with_reference,
+    random_game,
+    random_policy,
+    seeds,
+    sizes,
+)
+
+N = 4
+GAME, PI, MU, DATA = (
+    random_game(0, N),
+    random_policy(1, N),
+    random_policy(2, N),
+    random_policy(3, N),
+)
+P = GAME.payoff
+AVERAGE = random_policy(4, N)
+PLAYS = Plays.exact(P, PI, MU, logp_average=AVERAGE, logp_previous=MU, logp_data=DATA)
+
+
+def settled(name: str, **settings):
+    """The rule with a step size, where it takes one."""
+    rule = get_rule(name, **settings)
+    return rule if rule.eta == math.inf else replace(rule, eta=0.7)
+
+
+def by_hand(theta):
+    weights = np.exp(theta - theta.max())
+    return np.log(weights / weights.sum())
+
+
+# The formulas of the papers, in probabilities, η = 0.7 and τ = 0.1.
+HAND = {
+    "mwu": by_hand(PI + 0.7 * P @ np.exp(PI)),
+    "mmd": by_hand((PI + 0.7 * P @ np.exp(PI) + 0.07 * MU) / 1.07),
+    "gmmd": by_hand((PI + 0.7 * P @ np.exp(PI) + 0.07 * MU) / 1.07),
+    "omd": by_hand(PI + 0.7 * (P @ np.exp(PI) - 0.1 * (PI - MU))),
+    "inpo": by_hand(0.7 * P @ np.exp(PI) + 0.07 * MU + 0.93 * PI),
+    "nash_md": by_hand(0.93 * PI + 0.07 * MU + 0.7 * P @ np.exp(by_hand(0.93 * PI + 0.07 * MU))),
+    "fictitious_play": np.where(np.arange(N) == (P @ np.exp(AVERAGE)).argmax(), 0.0, -np.inf),
+    "smooth_fictitious_play": by_hand(P @ np.exp(AVERAGE) / 0.1),
+    "spin": by_hand(PI + 0.7 * (DATA - AVERAGE)),
+    "alpha_spin": by_hand(0.95 * PI + 0.05 * MU + 0.7 * (DATA - AVERAGE)),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_one_step_is_the_papers_formula(name):
+    logp = step(settled(name)(PLAYS), PLAYS)
+    assert logp == pytest.approx(HAND[name], abs=1e-14)
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("convert", [torch.tensor, array_api_strict.asarray])
+def test_three_array_libraries_give_the_same_step(name, convert):
+    rule = settled(name)
+    fields = ("logp", "logp_ref", "logp_average", "logp_data")
+    own = Measure(**{f: convert(getattr(PLAYS.own, f)) for f in fields})
+    plays = Plays(convert(np.array(P)), own, own)
+    expected = step(rule(PLAYS), PLAYS)
+    assert np.asarray(step(rule(plays), plays)) == pytest.approx(expected, abs=1e-12)
+
+
+@given(games_with_reference(), seeds, st.sampled_from(list(RULES)), st.floats(-3, 3))
+def test_steps_are_blind_to_a_constant(game_and_mu, seed, name, constant):
+    game, mu = game_and_mu
+    logp = random_policy(seed, game.n)
+    known = {"logp_average": logp, "logp_data": random_policy(seed + 1, game.n)}
+    rule = settled(name)
+    plain = Plays.exact(game.payoff, logp, mu, **known)
+    lifted = Plays.exact(game.payoff + constant, logp, mu, **known)
+    wins = np.sort(game.payoff @ np.exp(logp))
+    if name == "fictitious_play" and wins[-1] - wins[-2] < 1e-9:
+        return  # a tie that rounding may break either way
+    a, b = step(rule(plain), plain), step(rule(lifted), lifted)
+    # 1/τ = 10 magnifies the rounding of the constant.
+    assert np.exp(a) == pytest.approx(np.exp(b), abs=1e-13)
+
+
+@given(games_with_reference(), seeds, st.sampled_from(list(RULES)), divergences)
+def test_steps_are_permutation_equivariant(game_and_mu, seed, name, regularizer):
+    game, mu = game_and_mu
+    rng = np.random.default_rng(seed)
+    logp, data = random_policy(seed, game.n), random_policy(seed + 1, game.n)
+    order = rng.permutation(game.n)
+    rule = settled(name)
+    if rule.regularized and not rule.only_reverse_kl:
+        rule = replace(rule, regularizer=regularizer)
+    wins = np.sort(game.payoff @ np.exp(logp))
+    if name == "fictitious_play" and wins[-1] - wins[-2] < 1e-9:
+        return
+    plays = Plays.exact(game.payoff, logp, mu, logp_average=logp, logp_data=data)
+    shuffled = Plays.exact(
+        game.payoff[np.ix_(order, order)],
+        logp[order],
+        mu[order],
+        logp_average=logp[order],
+        logp_data=data[order],
+    )
+    # Only the order of sums changes; explicit gradients of small π may be large.
+    expected = np.exp(step(rule(plays), plays)[order])
+    assert np.exp(step(rule(shuffled), shuffled)) == pytest.approx(expected, abs=1e-11)
+
+
+@given(seeds, sizes, st.floats(0.1, 5), st.floats(0.1, 1))
+def test_alpha_spin_rests_where_it_says(seed, n, beta, alpha):
+    """∝ base^(1−α) data^(1/β), exponents normalised."""
+    base, data = random_policy(seed, n), random_policy(seed + 1, n)
+    rest = normalise(((1 - alpha) * base + data / beta) / (1 - alpha + 1 / beta))
+    plays = Plays.exact(None, rest, base, logp_average=rest, logp_data=data)
+    rule = get_rule("alpha_spin", alpha=alpha, eta=1 / beta)
+    assert step(rule(plays), plays) == pytest.approx(rest, abs=1e-12)  # logs down to −20, times 1/β
+
+
+@given(games_with_reference(), st.floats(0.05, 2), st.floats(0.05, 5))
+def test_mmd_is_gmmd_with_reverse_kl(game_and_mu, tau, eta):
+    game, mu = game_and_mu
+    plays = Plays.exact(game.payoff, random_policy(5, game.n), mu)
+    one = get_rule("mmd", tau=tau, eta=eta)(plays)
+    other = get_rule("gmmd", tau=tau, eta=eta, regularizer="reverse_kl")(plays)
+    assert np.array_equal(step(one, plays), step(other, plays))
+
+
+@given(games_with_reference(), st.floats(0.05, 1), st.floats(0.05, 0.9))
+def test_inpo_is_omd_and_nash_md_without_the_mixed_opponent(game_and_mu, tau, share):
+    game, mu = game_and_mu
+    plays = Plays.exact(game.payoff, random_policy(6, game.n), mu)
+    eta = share / tau
+    inpo = step(get_rule("inpo", tau=tau, eta=eta)(plays), plays)
+    omd = step(get_rule("omd", tau=tau, eta=eta, regularizer="reverse_kl")(plays), plays)
+    nash = RULES["nash_md"]
+    same_opponent = replace(nash, opponent=RULES["mwu"].opponent, tau=tau, eta=eta)
+    assert np.array_equal(inpo, omd)
+    assert step(same_opponent(plays), plays) == pytest.approx(inpo, abs=1e-12)
+
+
+def test_baselines():
+    update = replace(RULES["mwu"], eta=0.7, baseline=log_partition)(PLAYS)
+    target = update.anchor + update.eta * (update.direction - update.baseline)
+    assert target == pytest.approx(step(update, PLAYS), abs=1e-14)
+    average = replace(RULES["mwu"], eta=0.7, baseline=mean)(PLAYS).baseline
+    assert average == pytest.approx(0.5, abs=1e-15)  # a preference game is worth ½ against itself
+
+
+def test_plays_of_samples_stand_for_the_policy():
+    """A round robin without the own entry, and mixtures by importance weights."""
+    rng = np.random.default_rng(7)
+    payoff = rng.uniform(size=(3, 3))
+    logp, mu = np.log([0.5, 0.2, 0.3]), np.log([0.1, 0.6, 0.3])
+    exclude = Plays.sampled(payoff, logp, mu)
+    by_hand = [(payoff[k].sum() - payoff[k, k]) / 2 for k in range(3)]
+    assert exclude.against(exclude.own.weights) == pytest.approx(by_hand, abs=1e-15)
+    include = Plays.sampled(payoff, logp, mu, "include")
+    assert include.against(include.own.weights) == pytest.approx(payoff.mean(-1), abs=1e-15)
+    ratio = np.exp(0.4 * (mu - logp))
+    weights = exclude.own.weights_of(exclude.own.mixture(0.4))
+    assert weights == pytest.approx(ratio / ratio.sum(), abs=1e-15)
+    others = [
+        (payoff[k] @ weights - payoff[k, k] * weights[k]) / (1 - weights[k]) for k in range(3)
+    ]
+    assert exclude.against(weights) == pytest.approx(others, abs=1e-15)
+
+
+def test_schedules():
+    assert [harmonic(0.5)(t) for t in (0, 1, 2)] == [2, 4 / 3, 1]
+    assert tau_from_lam(0.5, 1000) == 0.00025
+    assert tau_from_lam(0.5, 1000, factor=1) == 0.0005
+
+
+@pytest.mark.parametrize(
+    ("call", "hint"),
+    [
+        (lambda: get_rule("gmdm"), "did you mean 'gmmd'"),
+        (lambda: get_rule("zzz"), "choose from mwu"),
+        (lambda: get_rule("gmmd", eta=0.0), "eta must be a positive number"),
+        (lambda: get_rule("gmmd", eta=-1), "eta must be a positive number"),
+        (lambda: get_rule("gmmd", eta=math.nan), "eta must be a positive number"),
+        (lambda: get_rule("gmmd", eta="fast"), "or 'theory', not 'fast'"),
+        (lambda: get_rule("gmmd", tau=0), "tau must be a positive number"),
+        (lambda: get_rule("mwu", tau=0.1), "unregularised"),
+        (lambda: get_rule("mwu", regularizer="chi2"), "unregularised"),
+        (lambda: get_rule("mmd", regularizer="chi2"), "knows only reverse_kl"),
+        (lambda: get_rule("fictitious_play", eta=0.1), "leave out eta"),
+        (lambda: get_rule("alpha_spin", alpha=1.5), "between 0 and 1"),
+        (lambda: get_rule("gmmd", alpha=0.5), "is for alpha_spin"),
+        (lambda: get_rule("gmmd", memory=2), "is for alpha_spin"),
+        (lambda: get_rule("alpha_spin", memory=1.5), "1, 2, … or inf"),
+        (lambda: get_rule("no.such.module:rule"), "cannot be imported"),
+        (lambda: get_rule("solvers.rules:nothing"), "cannot be imported"),
+        (lambda: get_rule("solvers.rules:get_rule"), "not an UpdateRule"),
+        (lambda: RULES["gmmd"](PLAYS), "needs a positive step size"),
+        (lambda: get_rule("nash_md", eta=20.0)(PLAYS), "eta * tau <= 1"),
+        (lambda: replace(RULES["spin"])(Plays.exact(P, PI, MU)), "needs"),
+        (lambda: Plays.sampled(P, PI, MU, "half"), "'exclude' or 'include'"),
+        (lambda: Plays.sampled(P[:1, :1], PI[:1], MU[:1]), "at least 2 responses"),
+        (lambda: get_rule("mwu", eta=1.0)(Plays.exact(None, PI, MU)), "no payoffs"),
+    ],
+)
+def test_bad_settings(call, hint):
+    with pytest.raises(InputError) as error:
+        call()
+    assert hint in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_aliases_and_own_rules():
+    assert get_rule("sppo") is RULES["mwu"]
+    assert get_rule("rspo", regularizer="chi2").regularizer == parse("chi2")
+    assert get_rule("solvers.rules:inpo", tau=0.2).tau == 0.2
+    assert zoo.get("rps").n == 3
