@@ -10,6 +10,7 @@
 from games import zoo
 from games.data import DataGame
 from games.errors import InputError
+from games.loading import load, load_reference
 from games.matrix import MatrixGame, PreferenceGame, SkewGame, SymmetricGame
 from games.saddle import SaddlePointGame
 from games.wins import from_wins
@@ -23,5 +24,7 @@ __all__ = [
     "SkewGame",
     "SymmetricGame",
     "from_wins",
+    "load",
+    "load_reference",
     "zoo",
 ]

@@ -1,0 +1,324 @@
+from __future__ import annotations
+
+import io
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from games import InputError, MatrixGame, SkewGame, from_wins, load, load_reference, zoo
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="needs the shared data")
+in_one_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+TEXTS = {
+    ".csv": lambda rows: "\n".join(",".join(map(repr, row)) for row in rows),
+    ".txt": lambda rows: "# a comment\n" + "\n".join("  ".join(map(repr, row)) for row in rows),
+    ".json": json.dumps,
+}
+FAIR = "0.5,0.2,0.6\n0.8,0.5,0.1\n0.4,0.9,0.5\n"
+FAIR_PAYOFF = [[0.5, 0.2, 0.6], [0.8, 0.5, 0.1], [0.4, 0.9, 0.5]]
+
+
+def write(folder: Path, name: str, content: str | bytes) -> Path:
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+# --- what is written is what is read
+
+
+@in_one_folder
+@given(st.integers(0, 99), st.integers(1, 6), st.sampled_from(["random", "skew", "zero_sum"]))
+def test_files_give_back_every_bit(tmp_path: Path, seed: int, n: int, what: str) -> None:
+    table = zoo.random(n, np.random.default_rng(seed)).payoff
+    kind = "preference" if what == "random" else what
+    if kind == "skew":
+        table = table - table.T
+    if kind == "zero_sum":
+        table = np.exp(3 * table[:, : n // 2 + 1])
+    for ending, text in TEXTS.items():
+        path = write(tmp_path, f"game{ending}", text(table.tolist()))
+        np.testing.assert_array_equal(load(path, kind).payoff, table)
+    np.save(tmp_path / "game.npy", table)
+    np.savez(tmp_path / "game.npz", anything=table)
+    for ending in (".npy", ".npz"):
+        game = load(tmp_path / f"game{ending}", kind)
+        np.testing.assert_array_equal(game.payoff, table)
+        assert game.kind == kind
+        assert game.name == f"game{ending}"
+
+
+@pytest.mark.parametrize("kind", ["preference", "skew", "zero_sum"])
+def test_arrays_may_be_batched(tmp_path: Path, kind: str) -> None:
+    batch = zoo.random(3, np.random.default_rng(0), batch_shape=(2, 4)).payoff
+    batch = batch - batch.swapaxes(-1, -2) if kind == "skew" else batch
+    np.save(tmp_path / "batch.npy", batch)
+    np.testing.assert_array_equal(load(str(tmp_path / "batch.npy"), kind).payoff, batch)
+
+
+@needs_shared
+def test_measured_win_rates_load_as_they_are() -> None:
+    game = load(SHARED / "soccer.txt")
+    np.testing.assert_allclose(game.payoff, np.loadtxt(SHARED / "soccer.txt"), rtol=0, atol=1e-15)
+    assert game.n == 10
+    for known in json.loads((SHARED / "known_games.json").read_text()):
+        assert MatrixGame(known["payoff"]).payoff.shape == np.shape(known["payoff"])
+
+
+# --- labels
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        (FAIR, None),
+        ("a,b,c\n" + FAIR, ("a", "b", "c")),
+        (",a,b,c\na,0.5,0.2,0.6\nb,0.8,0.5,0.1\nc,0.4,0.9,0.5", ("a", "b", "c")),
+        ("agent,a,b,c\na,0.5,0.2,0.6\nb,0.8,0.5,0.1\nc,0.4,0.9,0.5", ("a", "b", "c")),
+        ("a,b,c\na,0.5,0.2,0.6\nb,0.8,0.5,0.1\nc,0.4,0.9,0.5", ("a", "b", "c")),
+        ("a,0.5,0.2,0.6\nb,0.8,0.5,0.1\nc,0.4,0.9,0.5", ("a", "b", "c")),
+        (",0,1,2\n0,0.5,0.2,0.6\n1,0.8,0.5,0.1\n2,0.4,0.9,0.5", ("0", "1", "2")),
+        ('"a, b";x;"c"\n0.5;0.2;0.6\n\n 0.8 ;0.5;0.1\n0.4;0.9;0.5\n;;\n', ("a, b", "x", "c")),
+        ("\ufeffa\tb\tc\r\n0.5\t0.2\t0.6\r\n0.8\t0.5\t0.1\r\n0.4\t0.9\t0.5\r\n", ("a", "b", "c")),
+    ],
+)
+def test_csv_layouts(tmp_path: Path, text: str, labels: tuple[str, ...] | None) -> None:
+    game = load(write(tmp_path, "game.csv", text))
+    np.testing.assert_array_equal(game.payoff, FAIR_PAYOFF)
+    assert game.labels == labels
+
+
+def test_labels_of_other_formats(tmp_path: Path) -> None:
+    text = "  a b c # names\n0.5 0.2 0.6\n\n0.8 .5 1e-1 # row b\n0.4\t0.9 0.5"
+    assert load(write(tmp_path, "game.txt", text)).labels == ("a", "b", "c")
+    content = {"payoff": FAIR_PAYOFF, "labels": ["a", "b", 3], "source": "measured"}
+    assert load(write(tmp_path, "game.json", json.dumps(content))).labels == ("a", "b", "3")
+    np.savez(tmp_path / "game.npz", payoff=FAIR_PAYOFF, labels=["a", "b", "c"], other=np.ones(2))
+    assert load(tmp_path / "game.npz").labels == ("a", "b", "c")
+
+
+def test_the_two_sides_of_a_zero_sum_game(tmp_path: Path) -> None:
+    text = ",left,right\nup,1,2\nmiddle,3,4\ndown,5,6"
+    content = {"payoff": [[1, 2]], "row_labels": ["up"], "column_labels": ["left", "right"]}
+    game = load(write(tmp_path, "game.csv", text), kind="zero_sum")
+    assert (game.row_labels, game.column_labels) == (("up", "middle", "down"), ("left", "right"))
+    game = load(write(tmp_path, "game.json", json.dumps(content)), kind="zero_sum")
+    assert (game.row_labels, game.column_labels) == (("up",), ("left", "right"))
+
+
+# --- win counts
+
+
+def test_wins_and_ties(tmp_path: Path) -> None:
+    wins, ties = [[0, 3, 0], [1, 0, 2], [0, 2, 0]], [[0, 1, 0], [1, 0, 0], [0, 0, 0]]
+    expected = from_wins(wins, ties, prior=0.5).payoff
+    content = json.dumps({"wins": wins, "ties": ties, "labels": ["a", "b", "c"]})
+    game = load(write(tmp_path, "game.json", content), kind="wins", prior=0.5)
+    np.testing.assert_array_equal(game.payoff, expected)
+    assert game.labels == ("a", "b", "c")
+    np.savez(tmp_path / "game.npz", wins=wins, ties=ties)
+    game = load(tmp_path / "game.npz", kind="wins", prior=0.5)
+    np.testing.assert_array_equal(game.payoff, expected)
+    game = load(write(tmp_path, "game.csv", "0,3\n1,0\n"), kind="wins")
+    np.testing.assert_array_equal(game.payoff, [[0.5, 0.75], [0.25, 0.5]])
+
+
+# --- files that hold no game
+
+
+def npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=True)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind", "message"),
+    [
+        ("a.xlsx", "", "preference", "the ending '.xlsx'; use .csv, .txt, .json, .npy, .npz"),
+        ("a.csv", "", "preference", "the file is empty"),
+        ("a.txt", "# nothing\n\n", "preference", "the file is empty"),
+        ("a.csv", "a,b\n", "preference", "there is no row of numbers"),
+        ("a.csv", b"\x93NUMPY\xff", "preference", "this is not text"),
+        ("a.txt", b"0.5 0.5\n0.5 \x00 0.5", "preference", "this is not text"),
+        ("a.json", b"\xff\xfe", "preference", "json: this is not text"),
+        ("a.csv", "0.5,0.2\n0.8\n", "preference", "line 2 has 1 cells and line 1 has 2"),
+        ("a.txt", "#\n0.5 0.2\n\n0.8 0.5 1", "preference", "line 4 has 3 cells and line 2 has 2"),
+        ("a.csv", "a,b,c\n0.5,0.2\n0.8,0.5", "preference", "line 1 has 3 names for 2 columns"),
+        ("a.csv", "0.5,0.2\n0.8,x\n", "preference", "line 2, column 2: 'x' is not a number"),
+        ("a.csv", "0.5,x\n0.8,0.5\n", "preference", "line 1, column 2: 'x' is not a number"),
+        ("a.csv", "0.5,0.2\nx,0.5\n", "preference", "line 2, column 1: 'x' is not a number"),
+        ("a.csv", "0.5,\n0.8,0.5\n", "preference", "line 1, column 2: an empty cell"),
+        ("a.csv", ",0.5\n0.5,0.5\n", "preference", "line 1, column 1: an empty cell"),
+        ("a.csv", "0,5;0,3\n0,7;0,5\n", "preference", "'0,5' .*write decimals with a point"),
+        ("a.txt", "0.5, 0.3\n0.7, 0.5\n", "preference", "line 1 has commas .* name the file .csv"),
+        ("a.csv", "0.5,nan\n0.8,0.5\n", "preference", "row 1, column 2 is nan"),
+        ("a.csv", "b,a\na,0.5,0.2\nb,0.8,0.5\n", "preference", "put both in the same order"),
+        ("a.csv", '"' + 200_000 * "x", "preference", "line 1 is no line of a table"),
+        ("a.csv", "1,2,3\n4,5,6\n", "preference", "2 x 3; .*--as zero_sum"),
+        ("a.csv", "0,-2\n2,0\n", "preference", "row 1, column 2 is -2; .*--as skew"),
+        ("a.csv", "0,3,0\n1,0,0\n0,0,0\n", "preference", "--as wins"),
+        ("a.csv", "0.5,0.7\n0.2,0.5\n", "preference", "add up to 1; .*--as zero_sum"),
+        ("a.csv", "0.5,0.7\n0.3,0.5\n", "skew", "gets 0; .*--as preference"),
+        ("a.csv", "0.5,0.7\n0.3,0.5\n", "wins", "must be 0; .*--as preference"),
+        ("a.csv", "0,3,0\n1,0,1\n0,2,0\n", "wins", r"column 3: this pair never met; .*Python\)$"),
+        ("a.json", "{", "preference", "this is not JSON: Expecting .* line 1"),
+        ("a.json", "[" * 100_000, "preference", "this is not JSON"),
+        ("a.json", "3", "preference", "payoff is not a list of rows"),
+        ("a.json", "[]", "preference", "payoff is not a list of rows"),
+        ("a.json", "[[]]", "preference", "empty"),
+        ("a.json", "{}", "preference", "it holds no table; name the one to read payoff or wins"),
+        ("a.json", '{"a": [], "b": []}', "preference", "it holds 'a', 'b'; name"),
+        ("a.json", "[[0.5, 0.2], [0.8]]", "preference", "row 2 of payoff is not a list as long"),
+        ("a.json", "[[0.5, 0.2], 0.8]", "preference", "row 2 of payoff is not a list as long"),
+        ("a.json", '[[0.5, "x"], [1, 2]]', "preference", "row 1, column 2 of payoff: 'x'"),
+        ("a.json", "[[0.5, true], [1, 2]]", "preference", "row 1, column 2 of payoff: 'True'"),
+        ("a.json", "[[0.5, null], [1, 2]]", "preference", "row 1, column 2 of payoff: 'None'"),
+        ("a.json", f"[[0.5, 1{400 * '0'}], [1, 2]]", "preference", "too large for a float"),
+        ("a.json", "[[0.5, NaN], [1, 0.5]]", "preference", "row 1, column 2 is nan"),
+        ("a.json", '{"payoff": [[0.5]], "labels": "a"}', "preference", "labels must be a list"),
+        ("a.json", '{"payoff": [[0.5]], "labels": ["a", "b"]}', "preference", "2 labels for 1"),
+        ("a.json", '{"wins": [[0]], "ties": 3}', "wins", "ties is not a list of rows"),
+        ("a.npy", "", "preference", "no plain array"),
+        ("a.npy", "0.5,0.5", "preference", "no plain array"),
+        ("a.npy", npy(np.ones((9, 9)))[:-1], "preference", "no plain array"),
+        ("a.npy", pickle.dumps([[0.5]]), "preference", "pickled objects are never read"),
+        ("a.npy", npy(np.array([[0.5, None]])), "preference", "pickled objects are never read"),
+        ("a.npy", npy(np.array([["a"]])), "preference", "payoff holds <U1, not numbers"),
+        ("a.npy", npy(np.array([[1j]])), "preference", "payoff holds complex128, not numbers"),
+        ("a.npy", npy(np.ones(3)), "preference", r"shape \(3,\); it needs rows and columns"),
+        ("a.npy", npy(np.float64(1)), "preference", r"shape \(\); it needs rows and columns"),
+        ("a.npy", npy(np.ones((0, 0))), "preference", "empty"),
+        ("a.npz", b"PK\x03\x04 and no more", "preference", "no plain array"),
+    ],
+)
+def test_bad_files_are_named_in_one_line(
+    tmp_path: Path, name: str, content: str | bytes, kind: str, message: str
+) -> None:
+    path = write(tmp_path, name, content)
+    with pytest.raises(InputError, match=message) as caught:
+        load(path, kind)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < len(str(path)) + 200
+
+
+def test_a_pickle_is_not_run(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "exploded",))
+
+    for content in (pickle.dumps(Bomb()), npy(np.array([Bomb()]))):
+        for ending in (".npy", ".npz"):
+            with pytest.raises(InputError, match="pickled objects are never read"):
+                load(write(tmp_path, f"bomb{ending}", content))
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_paths_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"absent.csv: there is no such file"):
+        load(tmp_path / "absent.csv")
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(InputError, match=r"folder.csv: this is a directory"):
+        load(tmp_path / "folder.csv")
+    (tmp_path / "loop.csv").symlink_to(tmp_path / "loop.csv")
+    with pytest.raises(InputError, match=r"loop.csv: it cannot be read: Too many levels"):
+        load(tmp_path / "loop.csv")
+
+
+def test_kinds_and_priors_that_do_not_exist(tmp_path: Path) -> None:
+    path = write(tmp_path, "game.csv", FAIR)
+    with pytest.raises(InputError, match="no kind of game is named 'zerosum'; use zero_sum"):
+        load(path, kind="zerosum")
+    with pytest.raises(InputError, match="use preference, skew, wins, zero_sum"):
+        load(path, kind="?")
+    with pytest.raises(InputError, match="a prior goes with counts of wins"):
+        load(path, prior=1.0)
+
+
+def test_the_kind_that_is_suggested_does_load(tmp_path: Path) -> None:
+    path = write(tmp_path, "game.csv", "0,-2\n2,0\n")
+    assert isinstance(load(path, kind="skew"), SkewGame)
+    assert isinstance(load(path, kind="zero_sum"), MatrixGame)
+
+
+pieces = st.sampled_from(["0.5", "1", "-", "nan", "a", ",", ";", "\t", " ", "\n", "\r", '"', "#"])
+rubbish = st.one_of(st.binary(max_size=60), st.lists(pieces).map(lambda p: "".join(p).encode()))
+broken = st.tuples(st.just(npy(np.eye(3))), st.integers(0, 199), st.integers(0, 255)).map(
+    lambda cut: cut[0][: cut[1]] + bytes([cut[2]]) + cut[0][cut[1] + 1 :]
+)
+
+
+@in_one_folder
+@given(
+    st.one_of(rubbish, broken),
+    st.sampled_from([".csv", ".txt", ".json", ".npy", ".npz"]),
+    st.sampled_from(["preference", "skew", "wins", "zero_sum"]),
+)
+def test_whatever_the_bytes_a_game_or_one_line(
+    tmp_path: Path, content: bytes, ending: str, kind: str
+) -> None:
+    path, line = write(tmp_path, f"game{ending}", content), ""
+    try:
+        game = load(path, kind)
+    except InputError as error:
+        line = str(error)
+    else:
+        assert np.isfinite(game.payoff).all()
+    assert "\n" not in line
+
+
+# --- references
+
+
+@in_one_folder
+@given(arrays(float, st.integers(1, 6), elements=st.floats(0.01, 1)))
+def test_references_are_probabilities(tmp_path: Path, weights: np.ndarray) -> None:
+    reference = weights / weights.sum()
+    np.save(tmp_path / "mu.npy", reference)
+    files = [
+        tmp_path / "mu.npy",
+        write(tmp_path, "mu.json", json.dumps(reference.tolist())),
+        write(tmp_path, "row.csv", ",".join(map(repr, reference.tolist()))),
+        write(tmp_path, "column.txt", "\n".join(map(repr, reference.tolist()))),
+    ]
+    for path in files:
+        found = load_reference(path, len(reference))
+        assert found.shape == reference.shape
+        # divided by a sum that is 1 but for rounding
+        np.testing.assert_allclose(found, reference, rtol=1e-15)
+
+
+def test_a_reference_may_have_labels(tmp_path: Path) -> None:
+    for text in ("a,b\n0.25,0.75\n", "a,0.25\nb,0.75\n", "probability\n0.25\n0.75\n"):
+        found = load_reference(write(tmp_path, "mu.csv", text), 2)
+        np.testing.assert_array_equal(found, [0.25, 0.75])
+    off = load_reference(write(tmp_path, "mu.csv", "0.25,0.7500005"), 2)
+    assert off.sum() == pytest.approx(1, abs=1e-15)  # rounding
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0.5,0.5", r"shape \(1, 2\); give one row of 3 numbers"),
+        ("0.5,0.3\n0.1,0.1\n", r"shape \(2, 2\)"),
+        ("0.5,0,0.5", "entry 2 is 0; a reference gives every action a probability > 0"),
+        ("0.5,-1,1.5", "entry 2 is -1"),
+        ("0.5,nan,0.5", "entry 2 is nan"),
+        ("0.5,0.3,0.3", "add up to 1.1; divide them by their sum"),
+        ("0.5,x,0.3", "line 1, column 2: 'x' is not a number"),
+    ],
+)
+def test_bad_references(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path, "mu.csv", text)
+    with pytest.raises(InputError, match=message) as caught:
+        load_reference(path, 3)
+    assert str(caught.value).startswith(f"{path}: ")
