@@ -455,6 +455,8 @@ def _given_adapter(directory: str, lora: LoraSettings) -> LoraConfig:
         )
     config.lora_dropout = lora.dropout
     config.inference_mode = False
+    # peft writes the base of this run there, and warns if another is.
+    config.base_model_name_or_path = None
     return config
 
 
@@ -495,7 +497,7 @@ def _check_base(directory: str | Path, base: dict[str, str]) -> None:
     else:
         with _naming("model.adapter", directory):
             settings = json.loads((Path(directory) / "adapter_config.json").read_text())
-        trained_on = {"path": settings.get("base_model_name_or_path") or ""}
+        trained_on = {"path": settings.get("base_model_name_or_path") or "a model without a name"}
         same = Path(trained_on["path"]).name == Path(base["path"]).name
     if not same:
         raise InputError(

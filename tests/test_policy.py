@@ -1,0 +1,470 @@
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from games.errors import InputError
+from llm import policy as policy_module
+from llm.config import LoraConfig, ModelConfig
+from llm.policy import Completion, Policy, collate, seeded, sequence_log_probs, token_log_probs
+from tests.tiny_models import byte_tokenizer, save_causal_lm, symbol_tokenizer
+
+ARCHITECTURES = ("mistral", "llama", "gpt2", "qwen2")
+COMPLETIONS = [
+    Completion([0, 40, 41, 42], [50, 51, 1]),
+    Completion([0, 60], [70, 71, 72, 73, 74]),
+    Completion([0, 80, 81, 82, 83, 84, 85], [90, 1]),
+    Completion([0], [7]),
+]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One directory per architecture; GPT-2 ties its embeddings and has dropout, Qwen2 ties too."""
+    root = tmp_path_factory.mktemp("checkpoints")
+    for architecture in ARCHITECTURES:
+        tied = {"tie_word_embeddings": True} if architecture == "qwen2" else {}
+        # Qwen2's tokenizer class adds a token of its own to any vocabulary.
+        save_causal_lm(root / architecture, architecture, vocab_size=304, **tied)
+    return root
+
+
+def load(path: Path, *, seed: int = 0, lora: dict | None = None, **settings) -> Policy:
+    given = {name: str(v) if isinstance(v, Path) else v for name, v in settings.items()}
+    model = ModelConfig(path=str(path), device="cpu", **given)
+    return Policy.load(model, LoraConfig(**{"rank": 4, "alpha": 8.0} | (lora or {})), seed=seed)
+
+
+def perturb(policy: Policy, scale: float = 0.2) -> Policy:
+    """Moves the adapter away from the zero that it starts at, so that π_θ is not μ."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in policy.model.parameters():
+            if parameter.requires_grad:
+                parameter += scale * torch.randn(parameter.shape, generator=generator).to(
+                    parameter.dtype
+                )
+    return policy
+
+
+def by_hand(model: torch.nn.Module, completion: Completion, temperature: float = 1.0) -> float:
+    """The definition, one token and one forward pass at a time, in float64."""
+    total = 0.0
+    ids = list(completion.prompt_ids)
+    for token in completion.response_ids:
+        with torch.no_grad():
+            logits = model(torch.tensor([ids])).logits[0, -1].double().numpy() / temperature
+        total += logits[token] - np.logaddexp.reduce(logits)
+        ids.append(token)
+    return total
+
+
+# --- log-probabilities ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_log_probs_are_the_sum_over_the_response_by_hand(
+    checkpoints: Path, architecture: str, temperature: float
+) -> None:
+    policy = perturb(load(checkpoints / architecture, dtype="float64"))
+    batch = policy.collate(COMPLETIONS)
+    with torch.no_grad():
+        ours = policy.log_probs(batch, temperature=temperature)
+    expected = [by_hand(policy.model, c, temperature) for c in COMPLETIONS]
+    # float64 throughout; only the order of sums and the padding differ.
+    assert ours.numpy() == pytest.approx(expected, rel=1e-12)
+    assert ours.dtype == torch.float64
+
+
+def test_end_of_sequence_counts_and_a_cut_response_has_none(checkpoints: Path) -> None:
+    policy = load(checkpoints / "mistral", dtype="float64")
+    cut, ended = Completion([0, 5], [9, 8]), Completion([0, 5], [9, 8, 1])
+    with torch.no_grad():
+        short, long = policy.log_probs(policy.collate([cut, ended])).tolist()
+        logits = policy.model(torch.tensor([[0, 5, 9, 8]])).logits[0, -1]
+    assert long - short == pytest.approx(logits.log_softmax(-1)[1].item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_padding_side_order_and_split_do_not_matter(checkpoints: Path, architecture: str) -> None:
+    policy = perturb(load(checkpoints / architecture))
+    with torch.no_grad():
+        left = sequence_log_probs(policy.model, collate(COMPLETIONS, 2, "left"))
+        right = sequence_log_probs(policy.model, collate(COMPLETIONS, 2, "right"))
+        reverse = sequence_log_probs(policy.model, collate(COMPLETIONS[::-1], 2, "left"))
+        single = torch.cat([sequence_log_probs(policy.model, collate([c], 2)) for c in COMPLETIONS])
+    # float32 sums of about -50 in another order: a few units of 50 * 2^-24 each.
+    for other in (right, reverse.flip(0), single, policy.score(COMPLETIONS, batch_size=3)):
+        assert other.numpy() == pytest.approx(left.numpy(), abs=5e-5)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_gradients_are_finite_and_blind_to_padding(checkpoints: Path, side: str) -> None:
+    policy = perturb(load(checkpoints / "mistral", dtype="float64"))
+    parameters = [p for p in policy.model.parameters() if p.requires_grad]
+    batch = collate(COMPLETIONS, policy.pad_token_id, side)
+    together = torch.autograd.grad(policy.log_probs(batch).sum(), parameters)
+    apart = [
+        torch.autograd.grad(policy.log_probs(collate([c], 2)).sum(), parameters)
+        for c in COMPLETIONS
+    ]
+    for gradient, parts in zip(together, zip(*apart, strict=True), strict=True):
+        # float64 sums in another order.
+        torch.testing.assert_close(gradient, torch.stack(parts).sum(0), rtol=1e-9, atol=1e-10)
+
+
+def test_logits_in_chunks_give_the_same_values_and_gradients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 7, 11, generator=generator, requires_grad=True)
+    tokens = torch.randint(11, (3, 7), generator=generator)
+    whole = token_log_probs(logits, tokens, 0.8)
+    (expected,) = torch.autograd.grad(whole.square().sum(), logits)
+    monkeypatch.setattr(policy_module, "LOGIT_CHUNK", 2 * 3 * 11)
+    chunked = token_log_probs(logits, tokens, 0.8)
+    (gradient,) = torch.autograd.grad(chunked.square().sum(), logits)
+    # The same arithmetic on the same numbers.
+    assert torch.equal(chunked, whole)
+    assert torch.equal(gradient, expected)
+
+
+def test_chunks_bound_the_float32_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the backward pass no chunk of bfloat16 logits is kept as float32."""
+    monkeypatch.setattr(policy_module, "LOGIT_CHUNK", 2 * 64)
+    logits = torch.zeros(2, 16, 64, dtype=torch.bfloat16, requires_grad=True)
+    kept: list[torch.Tensor] = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        token_log_probs(logits, torch.zeros(2, 16, dtype=torch.int64))
+    assert not [t for t in kept if t.dtype == torch.float32 and t.numel() >= 2 * 64]
+
+
+def test_low_precision_logits_are_summed_in_float32(checkpoints: Path) -> None:
+    policy = load(checkpoints / "mistral", dtype="bfloat16")
+    batch = policy.collate([Completion([0, 5, 6], [9] * 40)])
+    with torch.no_grad():
+        ours = policy.log_probs(batch)
+        keep = batch["response_mask"].sum() + 1
+        logits = policy.model(**{k: batch[k] for k in batch if k != "response_mask"}).logits
+    assert ours.dtype == torch.float32
+    rows = logits[0, -keep:-1].double().log_softmax(-1)[:, 9]
+    # Sums in bfloat16 would be off by about 1; these are float32 sums of 40 numbers near -10.
+    assert ours.item() == pytest.approx(rows.sum().item(), rel=1e-6)
+
+
+def test_total_probability_is_one(tmp_path: Path) -> None:
+    """EOS included, cut responses as they are: all responses up to three tokens sum to 1."""
+    path = save_causal_lm(tmp_path, tokenizer=symbol_tokenizer("ab"))
+    policy = perturb(load(path, dtype="float64"))
+    others = (0, 2, 3)
+    responses = [(1,), *((a, 1) for a in others)]
+    responses += [(a, b, c) for a in others for b in others for c in (0, 1, 2, 3)]
+    for temperature in (1.0, 0.5):
+        logp = policy.score(
+            [Completion([0, 2], r) for r in responses], batch_size=16, temperature=temperature
+        )
+        # float64 rounding.
+        assert logp.exp().sum().item() == pytest.approx(1.0, abs=1e-12)
+
+
+# --- one model, two policies ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("train_lm_head", [False, True])
+def test_reference_is_the_base_model_to_the_bit(
+    checkpoints: Path, architecture: str, train_lm_head: bool
+) -> None:
+    policy = load(checkpoints / architecture, lora={"train_lm_head": train_lm_head})
+    base = AutoModelForCausalLM.from_pretrained(checkpoints / architecture).eval()
+    batch = policy.collate(COMPLETIONS)
+    with torch.no_grad():
+        expected = sequence_log_probs(base, batch)
+        assert torch.equal(policy.log_probs(batch), expected)  # a new adapter changes nothing
+        perturb(policy)
+        moved = policy.log_probs(batch)
+        assert torch.equal(policy.log_probs(batch, adapter=False), expected)
+        assert torch.equal(policy.log_probs(batch), moved)  # and is on again afterwards
+    assert (moved - expected).abs().min() > 1e-2
+    recorded = policy.score(COMPLETIONS, batch_size=len(COMPLETIONS), adapter=False)
+    # Rows sorted by length: the same numbers up to float32 rounding of sums near -50.
+    assert recorded.numpy() == pytest.approx(expected.numpy(), abs=5e-5)
+
+
+def test_train_mode_does_not_change_the_policy(tmp_path: Path) -> None:
+    rates = {"attn_pdrop": 0.5, "embd_pdrop": 0.5, "resid_pdrop": 0.5}
+    gpt2 = save_causal_lm(tmp_path / "gpt2", "gpt2", **rates)
+    mistral = save_causal_lm(tmp_path / "mistral", "mistral", attention_dropout=0.5)
+    for path in (gpt2, mistral):
+        policy = perturb(load(path))
+        batch = policy.collate(COMPLETIONS)
+        with torch.no_grad():
+            still = policy.model.eval() and policy.log_probs(batch)
+            assert torch.equal(policy.model.train() and policy.log_probs(batch), still)
+        policy.score(COMPLETIONS, batch_size=2)
+        assert policy.model.training  # put back as it was
+
+
+def test_scoring_is_in_evaluation_mode(checkpoints: Path) -> None:
+    policy = perturb(load(checkpoints / "mistral", lora={"dropout": 0.5}))
+    policy.model.train()
+    first = policy.score(COMPLETIONS, batch_size=2)
+    assert torch.equal(first, policy.score(COMPLETIONS, batch_size=2))
+
+
+def test_only_the_adapter_is_trained_and_in_float32(checkpoints: Path) -> None:
+    policy = load(checkpoints / "mistral", dtype="bfloat16", lora={"train_lm_head": True})
+    trained = {n: p for n, p in policy.model.named_parameters() if p.requires_grad}
+    assert all("lora_" in name or "lm_head" in name for name in trained)
+    assert {p.dtype for p in trained.values()} == {torch.float32}
+    assert {p.dtype for p in policy.model.parameters() if not p.requires_grad} == {torch.bfloat16}
+    batch = policy.collate(COMPLETIONS)
+    with torch.no_grad():
+        # bfloat16 logits of both heads round alike but for the order of sums: 2^-8 of about 10,
+        # over at most five tokens.
+        assert policy.log_probs(batch).numpy() == pytest.approx(
+            policy.log_probs(batch, adapter=False).numpy(), abs=0.2
+        )
+
+
+def test_a_seed_gives_the_adapter_and_leaves_the_generator(checkpoints: Path) -> None:
+    torch.manual_seed(5)
+    state = torch.random.get_rng_state()
+    first, again, other = (load(checkpoints / "mistral", seed=s) for s in (3, 3, 4))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    drawn = [
+        {n: p for n, p in policy.model.named_parameters() if "lora_A" in n}
+        for policy in (first, again, other)
+    ]
+    assert all(torch.equal(drawn[0][name], drawn[1][name]) for name in drawn[0])
+    assert not any(torch.equal(drawn[0][name], drawn[2][name]) for name in drawn[0])
+
+
+def test_seeded_restores_the_generator() -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    with seeded(7, torch.device("cpu")):
+        inside = torch.rand(3)
+    assert torch.equal(torch.rand(3), expected)
+    with seeded(7, torch.device("cpu")):
+        assert torch.equal(torch.rand(3), inside)
+
+
+# --- adapters -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("train_lm_head", [False, True])
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft 0.21
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")  # peft, on tied heads
+def test_adapter_round_trip_is_exact(
+    checkpoints: Path, tmp_path: Path, architecture: str, train_lm_head: bool
+) -> None:
+    lora = {"train_lm_head": train_lm_head}
+    policy = perturb(load(checkpoints / architecture, lora=lora))
+    policy.save_adapter(tmp_path / "adapter")
+    batch = policy.collate(COMPLETIONS)
+    with torch.no_grad():
+        expected = policy.log_probs(batch)
+        resumed = load(checkpoints / architecture, lora=lora, seed=9)
+        resumed.load_adapter(tmp_path / "adapter")
+        assert torch.equal(resumed.log_probs(batch), expected)
+        continued = load(checkpoints / architecture, adapter=tmp_path / "adapter")
+        assert torch.equal(continued.log_probs(batch), expected)
+        base = AutoModelForCausalLM.from_pretrained(checkpoints / architecture)
+        by_peft = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+        assert torch.equal(sequence_log_probs(by_peft, batch), expected)
+    assert [p.requires_grad for p in continued.model.parameters()] == [
+        p.requires_grad for p in policy.model.parameters()
+    ]
+    continued.save_adapter(tmp_path / "again")
+    weights = "adapter_model.safetensors"
+    assert (tmp_path / "again" / weights).read_bytes() == (
+        tmp_path / "adapter" / weights
+    ).read_bytes()
+
+
+def test_float32_head_of_a_bfloat16_model_survives_the_round_trip(
+    checkpoints: Path, tmp_path: Path
+) -> None:
+    settings = {"dtype": "bfloat16", "lora": {"train_lm_head": True}}
+    policy = perturb(load(checkpoints / "mistral", **settings), scale=1e-3)
+    policy.save_adapter(tmp_path)
+    continued = load(checkpoints / "mistral", adapter=tmp_path, **settings)
+    for ours, theirs in zip(policy.model.parameters(), continued.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+@pytest.mark.filterwarnings("ignore:Input and output embeddings are no longer tied")
+def test_merged_adapter_with_a_tied_head_is_the_policy(checkpoints: Path, tmp_path: Path) -> None:
+    policy = perturb(load(checkpoints / "qwen2", lora={"train_lm_head": True}))
+    policy.save_adapter(tmp_path / "adapter")
+    base = AutoModelForCausalLM.from_pretrained(checkpoints / "qwen2")
+    merged = PeftModel.from_pretrained(base, tmp_path / "adapter").merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    batch = policy.collate(COMPLETIONS)
+    with torch.no_grad():
+        expected = policy.log_probs(batch).numpy()
+        # W x + B A x in one matrix: float32 rounding of sums near -50.
+        assert sequence_log_probs(again, batch).numpy() == pytest.approx(expected, abs=1e-3)
+
+
+def test_adapter_of_another_base_is_refused(checkpoints: Path, tmp_path: Path) -> None:
+    load(checkpoints / "mistral").save_adapter(tmp_path / "adapter")
+    # The same shapes, other weights.
+    other = save_causal_lm(tmp_path / "other", "mistral", seed=1, vocab_size=304)
+    with pytest.raises(InputError, match=r"model\.adapter=.*another base model than model\.path="):
+        load(other, adapter=tmp_path / "adapter")
+    # The same weights in another place.
+    moved = shutil.copytree(checkpoints / "mistral", tmp_path / "moved")
+    load(moved, adapter=tmp_path / "adapter")
+
+
+def test_adapter_that_peft_alone_wrote_is_known_by_name(checkpoints: Path, tmp_path: Path) -> None:
+    load(checkpoints / "mistral").save_adapter(tmp_path / "adapter")
+    (tmp_path / "adapter" / "base_model.json").unlink()
+    load(checkpoints / "mistral", adapter=tmp_path / "adapter")
+    other = shutil.copytree(checkpoints / "mistral", tmp_path / "other")
+    with pytest.raises(InputError, match="another base model"):
+        load(other, adapter=tmp_path / "adapter")
+
+
+def test_adapter_that_cannot_be_used_is_refused(checkpoints: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"model\.adapter=.*holds no adapter_config\.json"):
+        load(checkpoints / "mistral", adapter=tmp_path / "nowhere")
+    adapter = tmp_path / "adapter"
+    load(checkpoints / "mistral").save_adapter(adapter)
+    weights = adapter / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"model\.adapter=.*cannot be read"):
+        load(checkpoints / "mistral", adapter=adapter)
+    weights.rename(adapter / "adapter_model.bin")
+    with pytest.raises(InputError, match="from safetensors only"):
+        load(checkpoints / "mistral", adapter=adapter)
+    weights.write_bytes(whole)
+    with pytest.raises(InputError, match="do not fit"):
+        load(checkpoints / "mistral", lora={"rank": 2}).load_adapter(adapter)
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"bias": "all"}))
+    with pytest.raises(InputError, match=r"bias all.*would change the base model"):
+        load(checkpoints / "mistral", adapter=adapter)
+
+
+# --- loading --------------------------------------------------------------------------------------
+
+
+def test_random_weights_from_a_config(checkpoints: Path, tmp_path: Path) -> None:
+    """Only the tokenizer of `path` and the config.json of `random_from_config` are read."""
+    for source, name in (("mistral", "tokenizer.json"), ("mistral", "tokenizer_config.json")):
+        (tmp_path / "tokenizer").mkdir(exist_ok=True)
+        shutil.copy(checkpoints / source / name, tmp_path / "tokenizer" / name)
+    (tmp_path / "shape").mkdir()
+    shutil.copy(checkpoints / "llama" / "config.json", tmp_path / "shape")
+    settings = {"random_from_config": tmp_path / "shape", "dtype": "float32"}
+    first, again, other = (load(tmp_path / "tokenizer", seed=s, **settings) for s in (0, 0, 1))
+    assert first.model.config.model_type == "llama"
+    scores = [p.score(COMPLETIONS, batch_size=4) for p in (first, again, other)]
+    assert torch.equal(scores[0], scores[1])
+    assert not torch.equal(scores[0], scores[2])
+    first.save_adapter(tmp_path / "adapter")
+    again.load_adapter(tmp_path / "adapter")
+    with pytest.raises(InputError, match="another base model"):
+        other.load_adapter(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("damage", ["none", "config", "weights", "tokenizer", "pickle", "tensor"])
+def test_unreadable_checkpoint_is_refused_in_one_line(
+    checkpoints: Path, tmp_path: Path, damage: str
+) -> None:
+    path = tmp_path / "model"
+    if damage != "none":
+        shutil.copytree(checkpoints / "mistral", path)
+    weights = path / "model.safetensors"
+    if damage == "config":
+        (path / "config.json").write_text("{")
+    elif damage == "weights":
+        weights.write_bytes(weights.read_bytes()[:5000])
+    elif damage == "tokenizer":
+        (path / "tokenizer.json").write_text("{}")
+    elif damage == "pickle":
+        torch.save(
+            AutoModelForCausalLM.from_pretrained(path).state_dict(), path / "pytorch_model.bin"
+        )
+        weights.unlink()
+    elif damage == "tensor":
+        from safetensors.torch import load_file, save_file
+
+        tensors = load_file(weights)
+        del tensors["model.norm.weight"]
+        save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"model\.path=.*model") as caught:
+        load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_special_tokens(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    bare = byte_tokenizer(eos=False, pad=False)
+    with pytest.raises(InputError, match="no EOS token"):
+        load(save_causal_lm(tmp_path / "no-eos", tokenizer=bare))
+    with caplog.at_level("INFO", logger="llm.policy"):
+        policy = load(save_causal_lm(tmp_path / "no-pad", tokenizer=byte_tokenizer(pad=False)))
+    assert policy.pad_token_id == policy.tokenizer.eos_token_id
+    assert "no PAD token" in caplog.text
+
+
+def test_every_stop_token_of_the_checkpoint_is_known(tmp_path: Path) -> None:
+    path = save_causal_lm(tmp_path, generation={"eos_token_id": [1, 7]})
+    assert load(path).stop_ids == (1, 7)
+
+
+def test_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="ids up to 299, the model 280 embeddings"):
+        load(save_causal_lm(tmp_path, vocab_size=280))
+
+
+def test_settings_that_cannot_work(checkpoints: Path) -> None:
+    path = checkpoints / "mistral"
+    with pytest.raises(InputError, match=r"model\.load_in_4bit"):
+        load(path, load_in_4bit=True)
+    with pytest.raises(InputError, match=r"model\.load_in_4bit"):
+        load(path, load_in_4bit=True, random_from_config=str(path))
+    with pytest.raises(InputError, match=r"lora\.target_modules"):
+        load(path, lora={"target_modules": ("nowhere",)})
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match=r"model\.device=cuda: .*model\.device=cpu"):
+            Policy.load(ModelConfig(path=str(path), device="cuda"))
+
+
+def test_what_the_context_cannot_hold_is_refused(checkpoints: Path) -> None:
+    policy = load(checkpoints / "mistral")
+    policy.collate([Completion([0] * 100, [5] * 28)])
+    with pytest.raises(InputError, match=r"context of 128 .*data\.max_prompt_length"):
+        policy.collate([Completion([0] * 100, [5] * 29)])
+
+
+def test_dtypes(checkpoints: Path) -> None:
+    for name in ("float32", "bfloat16", "float16", "float64"):
+        policy = load(checkpoints / "mistral", dtype=name)
+        assert policy.model.dtype == getattr(torch, name)
+        scored = policy.score(COMPLETIONS, batch_size=4)
+        assert scored.dtype == (torch.float64 if name == "float64" else torch.float32)
+        assert all(math.isfinite(value) for value in scored)
