@@ -26,7 +26,7 @@ def normalise(theta: Array) -> Array:
 
 
 def dot(weights: Array, values: Array) -> Array:
-    """(..., n), (..., n) -> (...,): Σ weights · values, where a zero weight silences an infinity."""
+    """(..., n), (..., n) -> (...,): Σ weights · values, a zero weight silences an infinity."""
     xp = array_namespace(weights, values)
     return xp.sum(xp.where(weights == 0, xp.zeros_like(weights), weights * values), axis=-1)
 
@@ -59,7 +59,7 @@ def increasing_root(function: Any, low: Array, high: Array, start: Array) -> Arr
         newton = x - value / derivative
         halved = (high - low) <= 0.5 * width
         inside = (newton > low) & (newton < high)
-        # Close to the zero Newton moves one end only: its own step, not the bracket, is the measure.
+        # Close to the zero Newton moves one end only: its own step is the measure.
         small = xp.abs(newton - x) <= 0.25 * (high - low)
         moved = xp.where(inside & (halved | small), newton, 0.5 * (low + high))
         moved = xp.where(xp.abs(value) <= tolerance, x, moved)

@@ -123,9 +123,7 @@ def alpha_kernel(a: float) -> Kernel:
     Raises InputError where a is 0 or 1: those limits are forward and reverse KL.
     """
     if a in (0.0, 1.0) or not math.isfinite(a):
-        raise InputError(
-            f"alpha:{a:g} is not defined: use forward_kl (a = 0) or reverse_kl (a = 1)"
-        )
+        raise InputError(f"alpha:{a:g} is undefined: use forward_kl (a = 0) or reverse_kl (a = 1)")
     return Kernel(
         f"alpha:{a:g}",
         lambda r: (_exp(a * r) - a * _exp(r) + (a - 1)) / (a * (a - 1)),

@@ -7,6 +7,8 @@ brought back to the set by `normalise`.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from array_api_compat import array_namespace
 
 from games.errors import InputError
@@ -15,29 +17,51 @@ from .arrays import Array, normalise
 from .divergences import Divergence, reverse_kl
 
 
+class MirrorMap(Protocol):
+    """What a step needs to know of ψ, in the coordinates θ."""
+
+    name: str
+
+    def normalise(self, theta: Array) -> Array:
+        """(..., n) -> (..., n): θ brought back to the set."""
+        ...
+
+    def point(self, theta: Array) -> Array:
+        """(..., n) -> (..., n): the policy itself, ∇ψ*(θ)."""
+        ...
+
+    def gradient(self, regularizer: Divergence, theta: Array, reference: Array) -> Array:
+        """(..., n), (..., n) -> (..., n): ∂R/∂π."""
+        ...
+
+    def prox(
+        self,
+        regularizer: Divergence,
+        direction: Array,
+        anchor: Array,
+        reference: Array,
+        eta: float,
+        tau: float,
+    ) -> Array:
+        """(..., n) × 3 -> (..., n): argmin −η⟨direction, π⟩ + B_ψ(π; anchor) + ητR(π, μ), as θ."""
+        ...
+
+
 class Entropy:
     """ψ(π) = Σ π log π on the simplex; θ = log π, and B_ψ is the reverse KL divergence."""
 
     name = "entropy"
 
-    @staticmethod
-    def normalise(theta: Array) -> Array:
-        """(..., n) -> (..., n): the log-probabilities ∝ exp θ."""
+    def normalise(self, theta):
         return normalise(theta)
 
-    @staticmethod
-    def point(theta: Array) -> Array:
-        """(..., n) -> (..., n): the probabilities."""
+    def point(self, theta):
         return array_namespace(theta).exp(theta)
 
-    @staticmethod
-    def gradient(regularizer: Divergence, theta: Array, reference: Array) -> Array:
-        """(..., n), (..., n) -> (..., n): ∂R/∂π."""
+    def gradient(self, regularizer, theta, reference):
         return regularizer.gradient(theta, reference)
 
-    @staticmethod
-    def prox(regularizer, direction, anchor, reference, eta: float, tau: float) -> Array:
-        """argmin_π −η⟨direction, π⟩ + B_ψ(π; anchor) + ητR(π, μ), as θ."""
+    def prox(self, regularizer, direction, anchor, reference, eta, tau):
         return regularizer.prox(direction, anchor, reference, eta, tau)
 
 
@@ -49,21 +73,17 @@ class Euclidean:
 
     name = "euclidean"
 
-    @staticmethod
-    def normalise(theta: Array) -> Array:
+    def normalise(self, theta):
         return theta
 
-    @staticmethod
-    def point(theta: Array) -> Array:
+    def point(self, theta):
         return theta
 
-    @staticmethod
-    def gradient(regularizer: Divergence, theta: Array, reference: Array) -> Array:
+    def gradient(self, regularizer, theta, reference):
         _only_bregman(regularizer)
         return theta - reference
 
-    @staticmethod
-    def prox(regularizer, direction, anchor, reference, eta: float, tau: float) -> Array:
+    def prox(self, regularizer, direction, anchor, reference, eta, tau):
         _only_bregman(regularizer)
         return (anchor + eta * direction + eta * tau * reference) / (1 + eta * tau)
 
@@ -76,4 +96,5 @@ def _only_bregman(regularizer: Divergence) -> None:
         )
 
 
-MirrorMap = Entropy | Euclidean
+ENTROPY: MirrorMap = Entropy()
+EUCLIDEAN: MirrorMap = Euclidean()

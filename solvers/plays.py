@@ -16,7 +16,7 @@ from array_api_compat import array_namespace
 from games.errors import InputError
 
 from .arrays import Array, against
-from .mirror import Entropy, MirrorMap
+from .mirror import ENTROPY, MirrorMap
 
 Diagonal = Literal["exclude", "include"]
 
@@ -39,7 +39,7 @@ class Measure:
     logp_average: Array | None = None
     logp_previous: Array | None = None
     logp_data: Array | None = None
-    mirror: MirrorMap = Entropy()
+    mirror: MirrorMap = ENTROPY
 
     @property
     def weights(self) -> Array:

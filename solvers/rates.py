@@ -12,7 +12,7 @@ from games.errors import InputError
 from games.saddle import SaddlePointGame
 
 from .arrays import Array
-from .mirror import Entropy
+from .mirror import ENTROPY, MirrorMap
 from .rules import UpdateRule, harmonic
 
 Game = SymmetricGame | MatrixGame | SaddlePointGame
@@ -32,14 +32,16 @@ def lipschitz(game: Game) -> float:
     return 0.5 * max(rows, columns)
 
 
-def modulus(rule: UpdateRule, reference: Array, mirror=Entropy()) -> float:
+def modulus(rule: UpdateRule, reference: Array, mirror: MirrorMap = ENTROPY) -> float:
     """m: how strongly convex the rule's R(·, μ) is relative to ψ; 0 without a regulariser."""
     if not rule.regularized:
         return 0.0
-    return rule.regularizer.modulus(reference) if isinstance(mirror, Entropy) else 1.0
+    return rule.regularizer.modulus(reference) if mirror is ENTROPY else 1.0
 
 
-def theory_step(rule: UpdateRule, game: Game, reference: Array, mirror=Entropy()) -> UpdateRule:
+def theory_step(
+    rule: UpdateRule, game: Game, reference: Array, mirror: MirrorMap = ENTROPY
+) -> UpdateRule:
     """The rule with the step size that its theorem asks for.
 
     τm/L² for GMMD and MMD (Sokota et al. 2022, Thm 3.4), 2/(τ(t + 2)) for Nash-MD (Munos et al.,
@@ -63,14 +65,14 @@ def theory_step(rule: UpdateRule, game: Game, reference: Array, mirror=Entropy()
     return replace(rule, eta=rule.tau * m / lip**2)
 
 
-def no_regret_step(game: Game, steps: int) -> float:
+def no_regret_step(game: SymmetricGame | MatrixGame, steps: int) -> float:
     """√(8 log n / T)/(2L): the step that minimises the regret bound of MWU over T steps."""
     n = max(2, *game.payoff.shape[-2:])
     return math.sqrt(8 * math.log(n) / max(steps, 1)) / max(2 * lipschitz(game), 1e-300)
 
 
 def with_step_size(
-    rule: UpdateRule, game, reference: Array, steps: int, mirror=Entropy()
+    rule: UpdateRule, game: Game, reference: Array, steps: int, mirror: MirrorMap = ENTROPY
 ) -> UpdateRule:
     """The rule with a step size that is a number or a schedule: None and `theory` resolved.
 
@@ -92,7 +94,12 @@ def with_step_size(
 
 
 def predicted_kl(
-    rule: UpdateRule, game: Game, reference: Array, kl_start: float, steps: Array, mirror=Entropy()
+    rule: UpdateRule,
+    game: Game,
+    reference: Array,
+    kl_start: float,
+    steps: Array,
+    mirror: MirrorMap = ENTROPY,
 ) -> np.ndarray | None:
     """(T,) -> (T,): the theorem's bound on KL(π*‖π_t) at these steps; None where there is none.
 

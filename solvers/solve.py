@@ -16,7 +16,7 @@ from games.errors import InputError
 from . import saddle
 from .arrays import Array, dot, normalise
 from .gap import duality_gap
-from .mirror import Entropy, Euclidean
+from .mirror import ENTROPY, EUCLIDEAN, MirrorMap
 from .plays import Measure, Plays
 from .rates import with_step_size
 from .rules import UpdateRule, get_rule
@@ -123,7 +123,7 @@ def solve(
     if rule.needs_data != isinstance(game, DataGame):
         wanted = "a data distribution (DataGame)" if rule.needs_data else "a game with payoffs"
         raise InputError(f"rule '{rule.name}' needs {wanted}")
-    if not rule.needs_data:
+    if not isinstance(game, DataGame):
         rule = with_step_size(rule, game, references[0], steps, board.mirror)
 
     began = time.perf_counter()
@@ -171,7 +171,7 @@ def solve(
         rule,
         references[0],
         recorder.history(),
-        isinstance(board.mirror, Entropy),
+        board.mirror is ENTROPY,
     )
 
 
@@ -185,7 +185,7 @@ class _Board:
 
     game: Game
     shapes: tuple[tuple[int, ...], ...]  # of each player's policy
-    mirror: Entropy | Euclidean = Entropy()
+    mirror: MirrorMap = ENTROPY
     payoffs: tuple[Array | None, ...] = (None,)
     offset: Array | None = None
     logp_data: Array | None = None
@@ -214,7 +214,7 @@ class _Board:
                     f"the {what} has shape {theta.shape}, the game needs {shape}"
                 ) from None
             total = np.exp(theta).sum(axis=-1)
-            if isinstance(self.mirror, Entropy) and not np.allclose(total, 1, atol=1e-6):
+            if self.mirror is ENTROPY and not np.allclose(total, 1, atol=1e-6):
                 raise InputError(f"the {what} must be log-probabilities: exp of it must sum to 1")
             points.append(self.mirror.normalise(theta))
         return points
@@ -223,6 +223,7 @@ class _Board:
         """(...,): the duality gap of the game of that regulariser and temperature."""
         if isinstance(self.game, SaddlePointGame):
             return saddle.duality_gap(self.game, policies[0], tau, references[0])
+        assert isinstance(self.game, SymmetricGame | MatrixGame)
         opponent = policies[1] if len(policies) == 2 else None
         reference = references[0] if len(policies) == 1 else tuple(references)
         return duality_gap(self.game, policies[0], opponent, regularizer, tau, reference)
@@ -236,7 +237,7 @@ def _board(game: Game) -> _Board:
         return _Board(game, shapes, payoffs=(game.payoff, -np.swapaxes(game.payoff, -1, -2)))
     if isinstance(game, SaddlePointGame):
         payoff, offset = saddle.affine(game)
-        return _Board(game, ((2,),), Euclidean(), (payoff,), offset)
+        return _Board(game, ((2,),), EUCLIDEAN, (payoff,), offset)
     return _Board(game, (game.data.shape,), logp_data=np.log(game.data))
 
 
@@ -273,7 +274,7 @@ class _Player:
         return _Player(logp, self.reference, average, memory_mean, recent, self.logp, t)
 
     def measure(self, rule: UpdateRule, board: _Board) -> Measure:
-        forgetful = rule.memory == 1 or isinstance(board.mirror, Euclidean)
+        forgetful = rule.memory == 1 or board.mirror is EUCLIDEAN
         return Measure(
             self.logp,
             self.reference,
@@ -292,28 +293,30 @@ class _Recorder:
         self.stars, self.keep = stars, keep
         self.rows: list[tuple] = []
         self.last_step = -1
+        self.last_gap = self.last_average_gap = np.array(np.inf)
         if rule.needs_data:  # what these rules aim at is known in closed form
             self.stars = [spin_target(rule, board.logp_data, references[0])]
 
     def record(self, t: int, players: list[_Player]) -> None:
         policies = [player.logp for player in players]
         averages = [np.log(player.average) for player in players]
-        if isinstance(self.board.mirror, Euclidean):
+        if self.board.mirror is EUCLIDEAN:
             averages = [player.average for player in players]
-        kl = None if self.stars is None else self._distance(policies)
-        if self.rule.needs_data:
-            gap, average_gap = kl, self._distance(averages)
+        stars = self.stars
+        kl = None if stars is None else self._distance(policies, stars)
+        if stars is not None and kl is not None and self.rule.needs_data:
+            gap, average_gap = kl, self._distance(averages, stars)
         else:
             aimed = (*self.rule.target, self.references)
             gap, average_gap = self.board.gap(policies, *aimed), self.board.gap(averages, *aimed)
         self.rows.append((t, gap, average_gap, kl, policies[0] if self.keep else None))
         self.last_step, self.last_gap, self.last_average_gap = t, gap, average_gap
 
-    def _distance(self, policies: list[Array]) -> np.ndarray:
+    def _distance(self, policies: list[Array], stars: list[Array]) -> Array:
         """Σ over players of B_ψ(π*; π): KL(π*‖π), or ½‖z* − z‖² on ℝᵈ."""
-        if isinstance(self.board.mirror, Euclidean):
-            return 0.5 * ((self.stars[0] - policies[0]) ** 2).sum(axis=-1)
-        pairs = zip(self.stars, policies, strict=True)
+        if self.board.mirror is EUCLIDEAN:
+            return 0.5 * ((stars[0] - policies[0]) ** 2).sum(axis=-1)
+        pairs = zip(stars, policies, strict=True)
         return sum(kl_divergence(star, logp) for star, logp in pairs)
 
     def history(self) -> History:
@@ -332,5 +335,5 @@ def kl_divergence(logp: Array, logq: Array) -> Array:
 
 def spin_target(rule: UpdateRule, logp_data: Array, logp_ref: Array) -> np.ndarray:
     """(..., n): the fixed point of (α-)SPIN, ∝ base^(1−α) data^(1/β), exponents normalised."""
-    weight = rule.eta_at(0)
-    return normalise(((1 - rule.alpha) * logp_ref + weight * logp_data) / (1 - rule.alpha + weight))
+    base, data = 1 - (1.0 if rule.alpha is None else rule.alpha), rule.eta_at(0)
+    return normalise((base * logp_ref + data * logp_data) / (base + data))

@@ -1,4 +1,4 @@
-"""Rules, one step at a time: by hand, at fixed points, under symmetries, in three array libraries."""
+"""Rules, one step at a time: by hand, at rest, under symmetries, in three array libraries."""
 
 from __future__ import annotations
 
