@@ -149,11 +149,11 @@ def test_spin_plays_a_data_distribution():
 def test_alpha_spin_remembers_as_algorithm_2_says():
     """h = 2: the mean of π_t and π_{t−1}, with π_{−1} = base; h = ∞: of π_1..π_t, base at first."""
     data, base = random_policy(10, 4), random_policy(11, 4)
+    base_p = np.exp(base)
     for memory, opponents in [
         (2, lambda past: (past[-1] + ([base_p, *past])[-2]) / 2),
         (math.inf, lambda past: np.mean(past[1:], axis=0) if len(past) > 1 else past[0]),
     ]:
-        base_p = np.exp(base)
         past, logs = [base_p], [base]
         for _ in range(4):
             theta = 0.9 * logs[-1] + 0.1 * base + 0.5 * (data - np.log(opponents(past)))
