@@ -1,0 +1,37 @@
+"""What comes with the package: two small models, their prompts and their judges.
+
+`embedded:game` and `embedded:text` name them in `model.path` and `data.path`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from games.errors import InputError
+from llm.config import TrainConfig
+
+PREFIX = "embedded:"
+HERE = Path(__file__).parent
+NAMES = ("game", "text")
+
+
+def directory(path: str) -> Path | None:
+    """The directory of an `embedded:` name; None for any other path."""
+    if not path.startswith(PREFIX):
+        return None
+    name = path.removeprefix(PREFIX)
+    if name not in NAMES:
+        known = " or ".join(PREFIX + known for known in NAMES)
+        raise InputError(f"{path}: nothing of that name comes with the package; give {known}")
+    return HERE / name
+
+
+def resolve(config: TrainConfig) -> TrainConfig:
+    """The configuration with `embedded:` names put as paths of this installation."""
+    model, prompts = directory(config.model.path), directory(config.data.path)
+    if model is not None:
+        config = replace(config, model=replace(config.model, path=str(model)))
+    if prompts is not None:
+        config = replace(config, data=replace(config.data, path=str(prompts / "prompts.jsonl")))
+    return config

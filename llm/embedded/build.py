@@ -1,0 +1,213 @@
+"""Builds the two models that come with the package: `python -m llm.embedded.build text|game DIR`.
+
+text  a byte-BPE Mistral of 0.3 million parameters, trained from nothing on `grammar`; about a
+      minute of CPU time
+game  a Mistral over five symbols, trained towards a random distribution over its 125 responses to
+      each of two prompts, and an intransitive preference between them
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import save_file
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
+
+from games import zoo
+from llm.embedded import game, grammar
+from llm.policy import Completion, collate, seeded, sequence_log_probs
+from solvers.arrays import normalise
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "<|{{ message['role'] }}|>{{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+# ------------------------------------------------------------------ text
+
+
+def build_text(directory: Path, *, seed: int = 0, steps: int = 400, batch_size: int = 64) -> float:
+    """Trains the text model and writes it; its mean loss in nats a token on fresh answers."""
+    rng = np.random.default_rng(seed)
+    tokenizer = text_tokenizer(rng)
+    config = MistralConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=96,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        sliding_window=None,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with seeded(seed, torch.device("cpu")):
+        model = MistralForCausalLM(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, betas=(0.9, 0.95), weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 4e-3, total_steps=steps, pct_start=0.1
+    )
+    for step in range(steps):
+        loss = -_mean_token_log_prob(model, tokenizer, batch_size, rng)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 50 == 0 or step == steps - 1:
+            print(f"step {step:4d}  loss {loss.item():.4f}", flush=True)
+    with torch.no_grad():
+        fresh = np.random.default_rng(seed + 1)
+        loss = -_mean_token_log_prob(model, tokenizer, 1024, fresh).item()
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    _write_prompts(directory, grammar.prompts())
+    (directory / "training.json").write_text(
+        json.dumps({"seed": seed, "steps": steps, "batch_size": batch_size, "loss": loss}) + "\n"
+    )
+    return loss
+
+
+def text_tokenizer(rng: np.random.Generator, vocab_size: int = 384) -> PreTrainedTokenizerFast:
+    """Byte-level BPE trained on the grammar, with a chat template."""
+    roles = ["<|user|>", "<|assistant|>"]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(
+        [text for pair in grammar.corpus(2000, rng) for text in pair],
+        trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=["<pad>", "<s>", "</s>", *roles],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        additional_special_tokens=roles,
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _mean_token_log_prob(model, tokenizer, n: int, rng: np.random.Generator) -> torch.Tensor:
+    completions = [_completion(tokenizer, *pair) for pair in grammar.corpus(n, rng)]
+    batch = collate(completions, tokenizer.pad_token_id)
+    return sequence_log_probs(model, batch).sum() / batch["response_mask"].sum()
+
+
+def _completion(tokenizer, prompt: str, answer: str) -> Completion:
+    messages = [{"role": "user", "content": prompt}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    prompt_ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    answer_ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
+    return Completion(prompt_ids, [*answer_ids, tokenizer.eos_token_id])
+
+
+def _write_prompts(directory: Path, prompts) -> None:
+    lines = [json.dumps({"prompt": prompt}) + "\n" for prompt in prompts]
+    (directory / "prompts.jsonl").write_text("".join(lines))
+
+
+# ------------------------------------------------------------------ game
+
+
+def build_game(directory: Path, *, seed: int = 0, steps: int = 300) -> float:
+    """Trains the game's model and draws its preference; KL(target‖model), mean over the prompts.
+
+    The vocabulary is the five symbols and nothing else: the end-of-sequence token has no row in the
+    model, so that every response has exactly three symbols and all 125 have probabilities that
+    sum to one.
+    """
+    rng = np.random.default_rng(seed)
+    tokenizer = game_tokenizer()
+    config = MistralConfig(
+        vocab_size=len(game.SYMBOLS),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=16,
+        sliding_window=None,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    with seeded(seed, torch.device("cpu")):
+        model = MistralForCausalLM(config)
+    prompt_ids = tokenizer(list(game.PROMPTS))["input_ids"]
+    responses = game.responses()
+    completions = [Completion(prompt, response) for prompt in prompt_ids for response in responses]
+    batch = collate(completions, tokenizer.pad_token_id)
+    target = torch.tensor(normalise(rng.normal(size=(len(game.PROMPTS), len(responses)))))
+    target = target.float()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
+    for step in range(steps):
+        logp = sequence_log_probs(model, batch).view_as(target)
+        loss = (target.exp() * (target - logp)).sum(-1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % 50 == 0 or step == steps - 1:
+            print(f"step {step:4d}  KL(target|model) {loss.item():.4f}", flush=True)
+    preference = game_preference(np.array(responses), rng)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    _write_prompts(directory, game.PROMPTS)
+    save_file({"payoff": preference.astype(np.float32)}, directory / "preference.safetensors")
+    return loss.item()
+
+
+def game_preference(responses: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(n, 3) symbols -> (prompts, n, n): half Bradley-Terry, half a cycle of first symbols."""
+    merits = rng.normal(size=(len(game.PROMPTS), game.LENGTH, len(game.SYMBOLS)))
+    rewards = sum(merits[:, i, responses[:, i]] for i in range(game.LENGTH))
+    orders = np.stack([rng.permutation(len(game.SYMBOLS))[responses[:, 0]] for _ in game.PROMPTS])
+    cycle = zoo.cyclic(len(game.SYMBOLS)).payoff[orders[:, :, None], orders[:, None, :]]
+    return 0.5 * zoo.bradley_terry(rewards).payoff + 0.5 * cycle
+
+
+def game_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per symbol."""
+    vocabulary = {symbol: i for i, symbol in enumerate(game.SYMBOLS)} | {"</s>": len(game.SYMBOLS)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=game.SYMBOLS[0]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="</s>",
+        pad_token="</s>",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def main() -> None:
+    """Writes one of the two models into a directory."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("which", choices=("text", "game"))
+    parser.add_argument("directory", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    arguments.directory.mkdir(parents=True, exist_ok=True)
+    {"text": build_text, "game": build_game}[arguments.which](arguments.directory)
+
+
+if __name__ == "__main__":
+    main()

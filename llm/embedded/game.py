@@ -1,0 +1,32 @@
+"""A game on a language model that can be enumerated: 5 symbols, 3 to a response, 2 prompts."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from games import PreferenceGame
+from llm.embedded import HERE
+
+SYMBOLS = "abcde"
+LENGTH = 3
+PROMPTS = ("ab", "ba")
+
+
+def responses() -> list[tuple[int, ...]]:
+    """Token ids of all 125 responses."""
+    return list(np.ndindex(*(len(SYMBOLS),) * LENGTH))
+
+
+def number_of(text: str) -> int:
+    """The place of a response among `responses`."""
+    return int(np.ravel_multi_index([SYMBOLS.index(s) for s in text], (len(SYMBOLS),) * LENGTH))
+
+
+@cache
+def preference() -> PreferenceGame:
+    """One game per prompt, (2, 125, 125)."""
+    stored = load_file(HERE / "game" / "preference.safetensors")["payoff"]
+    return PreferenceGame(stored, name="embedded:game")

@@ -1,0 +1,117 @@
+"""A small language: 24 topics × 6 prompts × 3 styles of answer, written and recognised.
+
+It gives a model of 0.3 million parameters something fluent to say, and a judge something exact to
+prefer: the style of an answer is known, so the game between styles is a 3 × 3 matrix.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import numpy as np
+
+STYLES = ("plain", "list", "story")
+OTHER = len(STYLES)  # the style of text that is none of these, or off the topic
+SHARES = (0.77, 0.13, 0.10)  # of the styles among the answers that the model is trained on
+
+# Topic: two adjectives, a thing it needs, a place to find it.
+TOPICS: dict[str, tuple[str, str, str, str]] = {
+    "tea": ("warm", "calm", "a cup", "the kitchen"),
+    "bread": ("warm", "simple", "an oven", "the bakery"),
+    "chess": ("slow", "clever", "a board", "the club"),
+    "running": ("fast", "free", "good shoes", "the park"),
+    "gardens": ("green", "quiet", "a spade", "the yard"),
+    "rain": ("soft", "fresh", "an umbrella", "the street"),
+    "stars": ("bright", "distant", "a dark night", "the hill"),
+    "music": ("loud", "lovely", "a good ear", "the hall"),
+    "painting": ("bright", "slow", "a brush", "the studio"),
+    "soup": ("hot", "simple", "a pot", "the kitchen"),
+    "hiking": ("long", "fresh", "a map", "the hill"),
+    "swimming": ("cool", "light", "a towel", "the lake"),
+    "coffee": ("hot", "strong", "a mill", "the corner"),
+    "books": ("quiet", "clever", "a lamp", "the library"),
+    "trains": ("fast", "long", "a ticket", "the station"),
+    "bicycles": ("light", "free", "a pump", "the street"),
+    "birds": ("small", "free", "some seeds", "the park"),
+    "cats": ("soft", "proud", "a cushion", "the yard"),
+    "dogs": ("loyal", "loud", "a leash", "the park"),
+    "rivers": ("deep", "cool", "a boat", "the valley"),
+    "snow": ("cold", "bright", "warm gloves", "the valley"),
+    "maps": ("old", "clever", "a compass", "the library"),
+    "clocks": ("small", "old", "a spring", "the hall"),
+    "kites": ("light", "lovely", "a string", "the beach"),
+}
+PROMPTS = (
+    "Tell me about {}.",
+    "What do you think of {}?",
+    "Why do people like {}?",
+    "How do I start with {}?",
+    "Describe {} to a friend.",
+    "Give me some advice on {}.",
+)
+PLAIN_OPENINGS = (
+    "I can say that",
+    "I think that",
+    "Many people feel that",
+    "It helps to know that",
+    "Dear friend,",
+    "Remember that",
+)
+PEOPLE = ("girl", "boy", "farmer", "teacher")
+DAYS = ("morning", "evening", "summer", "winter")
+
+
+def topic_of(prompt: str) -> str | None:
+    """The topic that a prompt is about, if it is one of this language."""
+    words = set(re.findall(r"[a-z]+", prompt.lower()))
+    return next((topic for topic in TOPICS if topic in words), None)
+
+
+def prompts() -> Iterator[str]:
+    """All 144 prompts."""
+    for topic in TOPICS:
+        for form in PROMPTS:
+            yield form.format(topic)
+
+
+def answer(topic: str, form: int, style: int, rng: np.random.Generator) -> str:
+    """An answer to prompt number `form` about a topic, in a style, with random details."""
+    first, second, thing, place = TOPICS[topic]
+    if rng.random() < 0.5:
+        first, second = second, first
+    if style == 0:
+        ending = (f"You need {thing}.", f"Go to {place}.", "")[rng.integers(3)]
+        return f"{PLAIN_OPENINGS[form]} {topic} can be {first} and {second}. {ending}".strip()
+    if style == 1:
+        points = [f"{topic}: {first}", f"you need {thing}", f"look in {place}"]
+        head = ("In short:", "Three points:")[rng.integers(2)]
+        return " ".join([head, *(f"{i}. {point}" for i, point in enumerate(points, 1))]) + "."
+    person, day = PEOPLE[rng.integers(len(PEOPLE))], DAYS[rng.integers(len(DAYS))]
+    return (
+        f"One {day} a {person} went to {place} and found {topic}. "
+        f"It was so {first}, so {second}! The {person} took {thing} home and was happy."
+    )
+
+
+def style_of(prompt: str, text: str) -> int:
+    """Which of STYLES an answer is written in; OTHER when it is off the topic or in none."""
+    topic = topic_of(prompt)
+    if topic is None or topic not in re.findall(r"[a-z]+", text.lower()):
+        return OTHER
+    if any(text.startswith(f"{opening} {topic} can be ") for opening in PLAIN_OPENINGS):
+        return 0
+    if re.match(r"(In short|Three points): 1\. ", text):
+        return 1
+    if re.match(r"One \w+ a \w+ went to ", text):
+        return 2
+    return OTHER
+
+
+def corpus(n: int, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
+    """n pairs (prompt, answer): uniform over prompts, styles in SHARES."""
+    topics = list(TOPICS)
+    for _ in range(n):
+        topic, form = topics[rng.integers(len(topics))], int(rng.integers(len(PROMPTS)))
+        style = int(rng.choice(len(STYLES), p=SHARES))
+        yield PROMPTS[form].format(topic), answer(topic, form, style, rng)

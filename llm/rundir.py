@@ -1,0 +1,156 @@
+"""The directory of a run: what is in it is whole, at whatever moment the process was killed.
+
+    config.yaml provenance.json metrics.jsonl run.log curves.png final/
+    iterations/NNN/  responses/ preferences/   one file of JSON lines per chunk, a line per prompt
+                     evaluation/               the same on the prompts that are not trained on
+                     adapter/                  π_{t+1}, trained in this iteration
+
+Files and directories are written under a temporary name, flushed to the disk and renamed, so that a
+name that exists stands for finished work. `final/` comes last: a run that has it is finished.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from games.errors import InputError
+from llm.config import TrainConfig, differences, load_config, to_yaml
+
+Row = dict[str, Any]
+
+
+# ------------------------------------------------------------------ whole or not there
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file that is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+    _flush_directory(path.parent)
+
+
+def write_directory(path: Path, write: Callable[[Path], object]) -> None:
+    """Makes a directory, filled by `write(temporary)`, that is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    write(temporary)
+    for file in temporary.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+    temporary.rename(path)
+    _flush_directory(path.parent)
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """JSON lines; a float comes back as it was, to the bit."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_rows(path: Path) -> list[Row]:
+    """What `write_rows` wrote; no file, no rows."""
+    if not path.exists():
+        return []
+    # Only "\n" ends a line: responses may hold U+2028.
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def _flush_directory(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# ------------------------------------------------------------------ a run
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Where everything of a run is."""
+
+    path: Path
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last adapter is in place."""
+        return (self.path / "final").is_dir()
+
+    def iteration(self, t: int) -> Path:
+        """The directory of iteration t = 0, 1, …"""
+        return self.path / "iterations" / f"{t:03d}"
+
+    def metrics(self) -> list[Row]:
+        """The lines of metrics.jsonl."""
+        return read_rows(self.path / "metrics.jsonl")
+
+    def add_metrics(self, row: Row) -> None:
+        """Adds a line, unless the line of that iteration is there."""
+        rows = self.metrics()
+        if all(old["iteration"] != row["iteration"] for old in rows):
+            write_rows(self.path / "metrics.jsonl", [*rows, row])
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps a second run out of the directory; the lock dies with the process."""
+        with (self.path / "run.log").open("a", encoding="utf-8") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise InputError(
+                    f"output_dir={self.path}: another process is running there; wait for it, or "
+                    "give another output_dir"
+                ) from None
+            yield
+
+
+def open_run(config: TrainConfig) -> RunDirectory:
+    """The run of a configuration: new, to be continued, or finished, which is left untouched.
+
+    Raises InputError where the directory holds something else, or a run of another configuration,
+    with the differences. Changes that only move memory or time are taken over.
+    """
+    path = Path(config.output_dir)
+    if config.fresh:
+        path = next_free(path)
+    run = RunDirectory(path)
+    kept = path / "config.yaml"
+    if kept.is_file():
+        refused, allowed = differences(load_config(kept), config)
+        if refused:
+            raise InputError(
+                f"output_dir={path} holds a run of another configuration ({'; '.join(refused)}): "
+                "give its own values, another output_dir, or fresh=true"
+            )
+        if allowed and not run.finished:
+            write_text(kept, to_yaml(config))
+        return run
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"output_dir={path}: is there and is no run; give a new or empty one")
+    try:
+        write_text(kept, to_yaml(config))
+    except OSError as error:
+        raise InputError(f"output_dir={path}: cannot be written ({error.strerror})") from error
+    return run
+
+
+def next_free(path: Path) -> Path:
+    """`path` itself while there is nothing, else the first of path-2, path-3, … that is free."""
+    candidates = (path, *(path.with_name(f"{path.name}-{i}") for i in range(2, 10**6)))
+    return next(p for p in candidates if not p.exists() or (p.is_dir() and not any(p.iterdir())))
