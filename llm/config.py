@@ -110,7 +110,7 @@ class ModelConfig(Section):
     attn: str | None = knob(
         "attention implementation of transformers: eager, sdpa, flash_attention_2, …", None
     )
-    trust_remote_code: bool = knob("run code that comes with the model", False)
+    trust_remote_code: bool = knob("run code that comes with the model or the judge", False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,11 +178,6 @@ class SampleConfig(Section):
     batch_size: int = knob(
         "sequences generated and scored at a time", 32, at_least=1, may_change=True
     )
-    enumerate: bool = knob(
-        "take every possible response under its probability in place of samples (models of a few "
-        "symbols and a fixed length only)",
-        False,
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,27 +198,20 @@ class JudgeConfig(Section):
         "general",
         choices=("general", "bradley_terry"),
     )
-    dtype: str | None = knob(
-        "dtype of the judge's weights; null: float32 for pairrm, else the checkpoint's",
-        None,
-        choices=("float32", "bfloat16", "float16"),
+    dtype: str = knob(
+        "dtype of the judge's weights", "float32", choices=("float32", "bfloat16", "float16")
     )
-    batch_size: int = knob("pairs judged at a time", 32, at_least=1, may_change=True)
-    device: str | None = knob(
-        "cpu, cuda or cuda:N; null: a GPU where there is one, which the judge leaves while the "
-        "policy trains",
-        None,
+    batch_size: int = knob("sequences judged at a time", 32, at_least=1, may_change=True)
+    device: str = knob(
+        "auto, cpu, cuda or cuda:N; a judge on a GPU leaves it while the policy is at work",
+        "auto",
         may_change=True,
     )
-    max_prompt_length: int | None = knob(
-        "tokens of a prompt that PairRM reads; null: its own 1224", None, at_least=1
-    )
-    max_response_length: int | None = knob(
-        "tokens of a response that the judge reads; null: 412 for PairRM, else all",
+    max_length: int | None = knob(
+        "tokens of prompt and responses together that the judge reads; null: its own limit",
         None,
         at_least=1,
     )
-    trust_remote_code: bool = knob("run code that comes with the judge", False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,7 +232,7 @@ class FittingConfig(Section):
     epochs: int = knob("passes over an iteration's responses", 1, at_least=1)
     learning_rate: float = knob("peak learning rate", 5e-6, above=0)
     schedule: str = knob("learning-rate schedule, as transformers names them", "linear")
-    warmup: float = knob("part of the steps spent warming up", 0.0, at_least=0, at_most=1)
+    warmup: float = knob("share of the steps spent warming up", 0.0, at_least=0, at_most=0.99)
     optimizer: str = knob("optimizer, as transformers names them", "adamw_torch")
     weight_decay: float = knob("weight decay", 0.0, at_least=0)
     max_grad_norm: float = knob(
@@ -273,7 +261,9 @@ class EvaluationConfig(Section):
 
     prefix: ClassVar[str] = "evaluation."
     prompts: int = knob(
-        "prompts, taken from the end of the data and not trained on", 64, at_least=1
+        "prompts that are held out for it; 0: none, it takes prompts that are trained on",
+        64,
+        at_least=0,
     )
     samples: int = knob("responses a prompt, of π_t and of μ", 2, at_least=2)
 
@@ -293,10 +283,10 @@ class TrainConfig(Section):
         "proximal",
         choices=("regression", "proximal", "pairwise", "logistic", "policy_gradient"),
     )
-    eta: float = knob("step size η of the mirror step", 1.0, above=0)
-    tau: float | None = knob("temperature τ of the game; give tau or lam", None, at_least=0)
+    eta: float | None = knob("step size η of the mirror step; null: the rule's own", None, above=0)
+    tau: float | None = knob("temperature τ of the game; give tau or lam", None, above=0)
     lam: float | None = knob(
-        "coefficient λ of the regulariser in the loss; give tau or lam", None, at_least=0
+        "coefficient λ of the regulariser in the loss of RSPO Eq. 6; give tau or lam", None, above=0
     )
     regularizer: str | None = knob("R, such as reverse_kl or 0.1*forward_kl+0.5*reverse_kl", None)
     rule_options: dict[str, Any] = field(
