@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 from games.errors import InputError
 
@@ -115,6 +115,33 @@ class Plays:
         log_weight = xp.full_like(logp, -math.log(logp.shape[-1]))
         measure = Measure(logp, logp_ref, log_weight, **known)
         return cls(payoff, measure, measure, diagonal)
+
+    @classmethod
+    def with_data(cls, logp: Array, logp_ref: Array, data: int) -> Plays:
+        """(..., K), (..., K): samples for SPIN, `data` answers of the data before the opponent's.
+
+        Raises InputError where one of the two kinds is missing.
+        """
+        xp, k = array_namespace(logp), logp.shape[-1]
+        if not 0 < data < k:
+            raise InputError("SPIN needs an answer of the data and one of the opponent per prompt")
+        is_data = xp.arange(k, device=device(logp)) < data
+        nothing = xp.full_like(logp, -math.inf)
+        logp_data = xp.where(is_data, xp.full_like(logp, -math.log(data)), nothing)
+        opponent = xp.where(is_data, nothing, xp.full_like(logp, -math.log(k - data)))
+        measure = Measure(logp, logp_ref, opponent, logp_average=opponent, logp_data=logp_data)
+        return cls(None, measure, measure)
+
+    @property
+    def centring(self) -> float:
+        """K/(K − 1) where the own entry is left out, else 1.
+
+        Centring K draws on their mean shrinks what is known of each of them by (K − 1)/K; a round
+        robin without own entries, whose mean is ½ whatever the draws, it leaves as it is. Whatever
+        is centred beside it takes this factor, to keep its proportion.
+        """
+        k = self.own.logp.shape[-1]
+        return k / (k - 1) if self.diagonal == "exclude" else 1.0
 
     def against(self, weights: Array) -> Array:
         """(..., m) -> (..., n): what each point wins from the opponent of these weights."""

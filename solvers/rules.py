@@ -31,6 +31,7 @@ class Update:
     eta          step size; inf: a best response, without anchor
     baseline     B, a number or (..., 1)
     regularizer  R where it acts in the step itself, else None; `tau` is its temperature, else 0
+    drift        (..., n) the part of G that is not won in the game: −τ∂R(π_t, μ) of explicit rules
     """
 
     direction: Array
@@ -39,6 +40,7 @@ class Update:
     baseline: float | Array = 0.5
     regularizer: Divergence | None = None
     tau: float = 0.0
+    drift: Array | float = 0.0
 
 
 # Opponents: (plays, share of μ in mixtures) -> weights (..., m).
@@ -173,10 +175,11 @@ class UpdateRule:
                 f"rule '{self.name}' needs eta * tau <= 1, not {share:g}: take a smaller eta"
             )
         direction = self.direction(plays, self.opponent(plays, share))
+        drift = 0.0
         if self.regularization == "explicit":
             own = plays.own
-            pull = own.mirror.gradient(self.regularizer, own.logp, own.logp_ref)
-            direction = direction - self.tau * pull
+            drift = -self.tau * own.mirror.gradient(self.regularizer, own.logp, own.logp_ref)
+            direction = direction + drift
         anchor = self.anchor(plays, share)
         implicit = self.regularization == "implicit"
         return Update(
@@ -186,6 +189,7 @@ class UpdateRule:
             self.baseline(plays, direction, anchor, eta),
             self.regularizer if implicit else None,
             self.tau if implicit else 0.0,
+            drift,
         )
 
 

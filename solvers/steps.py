@@ -19,24 +19,30 @@ def step(update: Update, plays: Plays) -> Array:
     Eq. 13 as printed lacks the η before τR, and its fixed point is that of temperature τ/η.
 
     On K samples of π_t it is log π_{t+1} at the K responses, normalised over the K draws. That
-    centres what it sees on the batch, which shrinks its pull by (K − 1)/K; G without the own
-    entry is not shrunk, and so R takes K/(K − 1) there to aim at the same temperature.
+    centres what it sees on the batch, which shrinks its pull by (K − 1)/K; payoffs without the own
+    entry are not shrunk, and so all that pulls towards μ (R, the drift of G, the anchor's share of
+    μ) takes K/(K − 1) there. The fixed point in expectation is then the equilibrium at the
+    temperature asked for, up to O(η/K).
     """
     own, mirror = plays.own, plays.own.mirror
-    # Under the weights that stand for π_t, a density q is log q + log_weight − log π_t.
-    shift = 0.0 if own.log_weight is None else own.log_weight - own.logp
-    k = own.logp.shape[-1]
-    tau = update.tau * k / (k - 1) if plays.diagonal == "exclude" else update.tau
-    reference = own.logp_ref + shift
+    direction, anchor, reference = update.direction, update.anchor, own.logp_ref
+    tau = update.tau
+    if own.log_weight is not None:
+        c = plays.centring
+        tau, direction = c * tau, direction + (c - 1) * update.drift
+        anchor = own.logp + c * (anchor - own.logp)
+        # Under the weights that stand for π_t, a density q is log q + log_weight − log π_t.
+        shift = own.log_weight - own.logp
+        anchor, reference = anchor + shift, reference + shift
+        if update.regularizer is not None:  # ⟨π, log μ⟩, in the entropy, is about μ unshifted
+            direction = direction + tau * update.regularizer.tilt * shift
     if update.eta == math.inf:
-        theta = _best_response(update.direction, update.regularizer, reference, tau)
+        theta = _best_response(direction, update.regularizer, reference, tau)
     elif update.regularizer is None:
-        theta = mirror.normalise(update.anchor + shift + update.eta * update.direction)
+        theta = mirror.normalise(anchor + update.eta * direction)
     else:
-        anchor = update.anchor + shift
-        prox = mirror.prox
-        theta = prox(update.regularizer, update.direction, anchor, reference, update.eta, tau)
-    return theta - shift
+        theta = mirror.prox(update.regularizer, direction, anchor, reference, update.eta, tau)
+    return theta if own.log_weight is None else theta - shift
 
 
 def _best_response(direction, regularizer, reference: Array, tau: float) -> Array:
