@@ -1,0 +1,88 @@
+"""Tables of preferences: what a judge may return."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+# Pairs of different responses below which one value for all of them may be an accident.
+FEWEST_PAIRS = 6
+
+
+class JudgeError(RuntimeError):
+    """A judge that fails in the middle of a run: one line that names the judge and the mend."""
+
+
+def check_preferences(
+    preferences: np.ndarray, name: str, responses: Sequence[Sequence[str]] | None = None
+) -> None:
+    """(B, K, K) -> None: refuses a judge that does not tell responses apart, over a whole batch.
+
+    Pairs of equal `responses` do not count; of fewer than `FEWEST_PAIRS` nothing is said.
+
+    Raises:
+        JudgeError: the same value (to 1e-6) for every pair, or what `complementary` refuses.
+    """
+    preferences = complementary(preferences, np.shape(preferences), name)
+    counted = _above_diagonal(preferences.shape)
+    if responses is not None:
+        texts = np.array([list(row) for row in responses], dtype=object)
+        counted = counted & (texts[:, :, None] != texts[:, None, :])
+    values = preferences[counted]
+    if values.size >= FEWEST_PAIRS and np.ptp(values) <= 1e-6:
+        raise JudgeError(
+            f"judge {name}: gives {values[0]:.6g} to every one of {values.size} pairs; see that "
+            "the checkpoint is of this kind with its trained head, and that responses are not empty"
+        )
+
+
+def complementary(values: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
+    """(B, K, K) -> (B, K, K) float64: a table given from outside, with P + P^T = 1 made exact.
+
+    Raises:
+        JudgeError: no numbers, another shape, NaN, outside [0, 1], or P + P^T off 1 by over 1e-6.
+    """
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+    try:
+        table = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise JudgeError(
+            f"judge {name}: returned no table of numbers; its shape must be {shape}"
+        ) from error
+    if table.shape != shape or len(shape) != 3 or shape[-1] != shape[-2]:
+        raise JudgeError(
+            f"judge {name}: returned shape {table.shape}; return a K x K table for each of B "
+            f"prompts, here {shape}"
+        )
+    if not np.isfinite(table).all():
+        raise JudgeError(f"judge {name}: returned NaN or infinity; return numbers in [0, 1]")
+    if table.size and (table.min() < 0 or table.max() > 1):
+        worst = table.flat[np.abs(table - 0.5).argmax()]
+        raise JudgeError(
+            f"judge {name}: returned {worst:.6g}; return probabilities in [0, 1] (for logits, "
+            "their sigmoid)"
+        )
+    transposed = table.swapaxes(-1, -2)
+    # Room for tables made in float32, as in games.PreferenceGame.
+    if np.abs(table + transposed - 1).max(initial=0) > 1e-6:
+        raise JudgeError(
+            f"judge {name}: returned P with P + P^T other than 1; return (P + 1 - P^T) / 2, the "
+            "average of both orders"
+        )
+    return exact(0.5 + (table - transposed) / 2)
+
+
+def exact(preferences: np.ndarray) -> np.ndarray:
+    """(B, K, K) -> (B, K, K): what is below the diagonal becomes 1 minus what is above it."""
+    above = _above_diagonal(preferences.shape)
+    below = above.swapaxes(-1, -2)
+    complement = 1 - preferences.swapaxes(-1, -2)
+    return np.where(above, preferences, np.where(below, complement, 0.5))
+
+
+def _above_diagonal(shape: tuple[int, ...]) -> np.ndarray:
+    return np.broadcast_to(np.triu(np.ones(shape[-2:], bool), 1), shape)
