@@ -101,10 +101,7 @@ def mend_pairs(table: np.ndarray, total: float) -> np.ndarray:
     mended = np.empty_like(flat)
     for games, rows in _blocks(flat):
         here, there = flat[games, rows], _mirrored(flat, games, rows)
-        half = here / 2 - there / 2
-        # The larger is rounded and the smaller follows: 1 - x is exact for x in [1/2, 1].
-        larger, smaller = total / 2 + half, total - (total / 2 - half)
-        fitted = np.where(half < 0, smaller, larger)
+        fitted = total / 2 + (here / 2 - there / 2)
         mended[games, rows] = np.where(_pair_sums(flat, games, rows) == total, here, fitted)
     return mended.reshape(table.shape)
 

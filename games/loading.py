@@ -35,10 +35,8 @@ def load(
     Raises InputError, in one line that names the file, the place and the mend.
     """
     if kind not in KINDS:
-        near = difflib.get_close_matches(kind, KINDS, n=1)
-        raise InputError(
-            f"no kind of game is named {kind!r}; use {(near or [', '.join(KINDS)])[0]}"
-        )
+        near = difflib.get_close_matches(kind, KINDS, n=1) or KINDS
+        raise InputError(f"no kind of game is named {kind!r}; use {', '.join(near)}")
     if prior is not None and kind != "wins":
         raise InputError("a prior goes with counts of wins; leave it out, or read the file as wins")
     path = Path(path)

@@ -143,7 +143,7 @@ FAIR = [[0.5, 0.2, 0.6], [0.8, 0.5, 0.1], [0.4, 0.9, 0.5]]
         (lambda: PreferenceGame(swapped(FAIR, (1, 2), np.nan)), "row 2, column 3 is nan"),
         (lambda: PreferenceGame(swapped(FAIR, (1, 2), np.inf)), "row 2, column 3 is inf"),
         (lambda: PreferenceGame(swapped(FAIR, (2, 0), 1.5)), "row 3, column 1 is 1.5; .*between 0"),
-        (lambda: PreferenceGame(swapped(FAIR, (2, 0), -0.5)), "row 3, column 1 is -0.5"),
+        (lambda: PreferenceGame([[0.5, -0.5], [1.5, 0.5]]), "row 1, column 2 is -0.5; .*between 0"),
         (lambda: PreferenceGame(swapped(FAIR, (1, 1), 0.0)), "against itself an action gets 0.5"),
         (
             lambda: PreferenceGame(swapped(FAIR, (2, 0), 0.4001), labels=("x", "y", "z")),
@@ -178,6 +178,9 @@ def test_the_worst_place_is_found_in_any_block() -> None:
     many = np.tile(np.array(FAIR), (9000, 1, 1))  # two blocks of whole games
     many[8999, 2, 1] = 0.2
     with pytest.raises(InputError, match="game 9000, row 2, column 3"):
+        PreferenceGame(many)
+    many[10, 1, 0] = 0.0  # 0.8 too little in an earlier block, against 0.7
+    with pytest.raises(InputError, match="game 11, row 1, column 2"):
         PreferenceGame(many)
 
 

@@ -156,6 +156,7 @@ def npy(array: np.ndarray) -> bytes:
         ("a.csv", "0.5,0.2\n0.8,x\n", "preference", "line 2, column 2: 'x' is not a number"),
         ("a.csv", "0.5,x\n0.8,0.5\n", "preference", "line 1, column 2: 'x' is not a number"),
         ("a.csv", "0.5,0.2\nx,0.5\n", "preference", "line 2, column 1: 'x' is not a number"),
+        ("a.csv", "x\ny\n", "preference", "line 2, column 1: 'y' is not a number"),
         ("a.csv", "0.5,\n0.8,0.5\n", "preference", "line 1, column 2: an empty cell"),
         ("a.csv", ",0.5\n0.5,0.5\n", "preference", "line 1, column 1: an empty cell"),
         ("a.csv", "0,5;0,3\n0,7;0,5\n", "preference", "'0,5' .*write decimals with a point"),
@@ -167,6 +168,7 @@ def npy(array: np.ndarray) -> bytes:
         ("a.csv", "0,-2\n2,0\n", "preference", "row 1, column 2 is -2; .*--as skew"),
         ("a.csv", "0,3,0\n1,0,0\n0,0,0\n", "preference", "--as wins"),
         ("a.csv", "0.5,0.7\n0.2,0.5\n", "preference", "add up to 1; .*--as zero_sum"),
+        ("a.csv", "0,0.7\n0.2,0\n", "preference", "--as zero_sum"),  # no counts
         ("a.csv", "0.5,0.7\n0.3,0.5\n", "skew", "gets 0; .*--as preference"),
         ("a.csv", "0.5,0.7\n0.3,0.5\n", "wins", "must be 0; .*--as preference"),
         ("a.csv", "0,3,0\n1,0,1\n0,2,0\n", "wins", r"column 3: this pair never met; .*Python\)$"),

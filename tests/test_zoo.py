@@ -173,6 +173,9 @@ def test_blade_chest_turns_from_transitive_to_cyclic(seed: int, n: int) -> None:
     assert all(has_cycle(payoff) for payoff in cyclic)
     successor = cyclic[:, np.arange(n), (np.arange(n) + 1) % n]
     assert (successor > 0.5).all()
+    # neighbours are between π/n and 3π/n apart on a circle of radius 2 (logits)
+    least = 2 * min(np.sin(np.pi / n), np.sin(3 * np.pi / n))
+    assert (np.log(successor / (1 - successor)) >= least - 1e-12).all()  # rounding
     half = zoo.blade_chest(n, 0.5, rng(seed), batch_shape=(2,)).payoff
     logits = np.log(half) - np.log(half.swapaxes(-1, -2))
     # rank 2 for the skills and 2 for the circle; logits of size one are known to about 1e-15
