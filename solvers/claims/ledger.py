@@ -10,8 +10,9 @@ its `Finding` says how it fared:
         ...
         return finding(printed=converged, mended=..., evidence=f"worst ratio {size(worst)}")
 
-With `each`, there is one row for each of its values, which the docstring may quote as {each}. A
-verdict is never written down: `printed` and `mended` are what was measured.
+With `each`, there is one row for each of its values, which docstring and equation may quote as
+{each}; where it is a mapping, the docstring may quote what each value maps to as {text}. A verdict
+is never written down: `printed` and `mended` are what was measured.
 """
 
 from __future__ import annotations
@@ -22,13 +23,16 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import partial
 
 import numpy as np
 
 from games import PreferenceGame, SymmetricGame
 
-from ..arrays import normalise
+from ..arrays import Array, normalise
+from ..plays import Plays
 from ..rules import RULES, UpdateRule, get_rule
+from ..steps import step
 
 ROUNDING = 1e-12  # what sums of a few numbers of order 1 may be off by
 
@@ -202,26 +206,51 @@ CLAIMS: list[Claim] = []
 
 
 def claim(
-    paper: str, equation: str, *, each: Iterable[str] = (), on: tuple[str, ...] = ()
+    paper: str,
+    equation: str,
+    *,
+    each: Iterable[str] | Mapping[str, str] = (),
+    on: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., Finding]], Callable[..., Finding]]:
     """Enter a function into the ledger, once or, with `each`, once for each value."""
+    texts = each if isinstance(each, Mapping) else dict.fromkeys(each, "")
 
     def enter(measure: Callable[..., Finding]) -> Callable[..., Finding]:
         stated = " ".join((inspect.getdoc(measure) or "").split())
         name = f"{measure.__module__.rpartition('.')[2]}.{measure.__name__}"
-        if not each:
+        if not texts:
             CLAIMS.append(Claim(paper, equation, stated, name, measure, on))
-        for value in each:
-            row = f"{name}[{value}]"
-            statement = stated.replace("{each}", value)
-
-            def bound(setting: Setting, value: str = value) -> Finding:
-                return measure(setting, value)
-
-            CLAIMS.append(Claim(paper, equation, statement, row, bound, on))
+        for value, text in texts.items():
+            statement = stated.replace("{each}", value).replace("{text}", text)
+            label = equation.replace("{each}", value)
+            row = partial(_measure, measure, value)
+            CLAIMS.append(Claim(paper, label, statement, f"{name}[{value}]", row, on))
         return measure
 
     return enter
+
+
+def _measure(measure: Callable[..., Finding], value: str, setting: Setting) -> Finding:
+    return measure(setting, value)
+
+
+# What many claims measure with.
+
+
+def path(
+    rule: UpdateRule, games: SymmetricGame, start: Array, reference: Array, steps: int
+) -> np.ndarray:
+    """(..., n), (..., n) -> (steps + 1, ..., n): log π_t of a rule without a memory, π_0 first."""
+    points = [start]
+    for t in range(steps):
+        plays = Plays.exact(games.payoff, points[-1], reference)
+        points.append(step(rule(plays, t), plays))
+    return np.stack(points)
+
+
+def score(logp: Array, values: Array) -> np.ndarray:
+    """(..., n), (..., n) -> (..., n): Σ_y values(y) ∇_θ log π(y), θ the logits of a softmax."""
+    return values - np.exp(logp) * values.sum(axis=-1, keepdims=True)
 
 
 # How measurements are judged and written down.
