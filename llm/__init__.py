@@ -1,8 +1,8 @@
 """The update rules of `solvers` on a language model: sample, judge, fit, repeat.
 
-    from llm import TrainConfig, load_config, train
+from llm import TrainConfig, load_config, train
 
-    train(load_config("embedded-text", ["iterations=3"]))
+train(load_config("embedded-text", ["iterations=3"]))
 """
 
 from typing import TYPE_CHECKING, Any

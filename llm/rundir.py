@@ -70,6 +70,11 @@ def read_rows(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
+def read_json(path: Path, default: Any) -> Any:
+    """The content of a JSON file; `default` where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
+
+
 def _flush_directory(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -106,48 +111,63 @@ class RunDirectory:
         if all(old["iteration"] != row["iteration"] for old in rows):
             write_rows(self.path / "metrics.jsonl", [*rows, row])
 
+    def trained(self) -> int:
+        """How many iterations have their adapter: the first that is left to do."""
+        t = 0
+        while (self.iteration(t) / "adapter").is_dir():
+            t += 1
+        return t
+
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keeps a second run out of the directory; the lock dies with the process."""
-        with (self.path / "run.log").open("a", encoding="utf-8") as stream:
-            try:
+    def started(self, config: TrainConfig, provenance: Row) -> Iterator[None]:
+        """Makes the directory, writes who runs what, and keeps a second run out.
+
+        The lock dies with the process. Raises InputError where another holds it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with (self.path / "run.log").open("a", encoding="utf-8") as stream:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise InputError(
-                    f"output_dir={self.path}: another process is running there; wait for it, or "
-                    "give another output_dir"
-                ) from None
-            yield
+                write_text(self.path / "config.yaml", to_yaml(config))
+                history = read_json(self.path / "provenance.json", {"starts": []})["starts"]
+                text = json.dumps({"starts": [*history, provenance]}, indent=1)
+                write_text(self.path / "provenance.json", text + "\n")
+                yield
+        except BlockingIOError:
+            raise InputError(
+                f"output_dir={self.path}: another process is running there; wait for it, or give "
+                "another output_dir"
+            ) from None
 
 
-def open_run(config: TrainConfig) -> RunDirectory:
-    """The run of a configuration: new, to be continued, or finished, which is left untouched.
+def find_run(config: TrainConfig) -> RunDirectory:
+    """The run of a configuration: new, to be continued, or finished. Writes nothing.
 
     Raises InputError where the directory holds something else, or a run of another configuration,
-    with the differences. Changes that only move memory or time are taken over.
+    with the differences. Changes that only move memory or time are accepted.
     """
     path = Path(config.output_dir)
     if config.fresh:
-        path = next_free(path)
-    run = RunDirectory(path)
+        return RunDirectory(next_free(path))
     kept = path / "config.yaml"
     if kept.is_file():
-        refused, allowed = differences(load_config(kept), config)
+        refused, _ = differences(load_config(kept), config)
         if refused:
             raise InputError(
                 f"output_dir={path} holds a run of another configuration ({'; '.join(refused)}): "
-                "give its own values, another output_dir, or fresh=true"
+                "give those values, another output_dir, or fresh=true"
             )
-        if allowed and not run.finished:
-            write_text(kept, to_yaml(config))
-        return run
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise InputError(f"output_dir={path}: is there and is no run; give a new or empty one")
-    try:
-        write_text(kept, to_yaml(config))
-    except OSError as error:
-        raise InputError(f"output_dir={path}: cannot be written ({error.strerror})") from error
-    return run
+    check_writable(path)
+    return RunDirectory(path)
+
+
+def check_writable(path: Path) -> None:
+    """Raises InputError where a directory cannot be made or written."""
+    there = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"output_dir={path}: {there} cannot be written; give another output_dir")
 
 
 def next_free(path: Path) -> Path:

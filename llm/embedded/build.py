@@ -19,8 +19,12 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
 from games import zoo
+from llm.config import DataConfig, ModelConfig, SampleConfig
+from llm.data import load_prompts
 from llm.embedded import game, grammar
-from llm.policy import Completion, collate, seeded, sequence_log_probs
+from llm.embedded.judges import style_table
+from llm.policy import Completion, Policy, collate, seeded, sequence_log_probs
+from llm.sampling import sample
 from solvers.arrays import normalise
 
 CHAT_TEMPLATE = (
@@ -73,10 +77,23 @@ def build_text(directory: Path, *, seed: int = 0, steps: int = 400, batch_size: 
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     _write_prompts(directory, grammar.prompts())
-    (directory / "training.json").write_text(
-        json.dumps({"seed": seed, "steps": steps, "batch_size": batch_size, "loss": loss}) + "\n"
-    )
+    facts = {"seed": seed, "steps": steps, "batch_size": batch_size, "loss": loss}
+    facts["shares"] = style_shares(directory)
+    (directory / "training.json").write_text(json.dumps(facts) + "\n")
     return loss
+
+
+def style_shares(directory: Path, samples: int = 20) -> list[float]:
+    """How the model shares its answers out between the styles, none of them with nothing."""
+    policy = Policy.load(ModelConfig(path=str(directory), device="cpu"))
+    data = DataConfig(path=str(directory / "prompts.jsonl"))
+    (asked,) = load_prompts(data, policy.tokenizer, seed=0).folds
+    settings = SampleConfig(max_new_tokens=80, batch_size=144)
+    drawn = sample(policy, [p.token_ids for p in asked], samples, settings, key=(0,))
+    texts = [[response.text for response in row] for row in drawn]
+    kinds = style_table([prompt.text for prompt in asked], texts)
+    counts = np.bincount(kinds.ravel(), minlength=len(grammar.STYLES) + 1) + 0.5
+    return (counts / counts.sum()).tolist()
 
 
 def text_tokenizer(rng: np.random.Generator, vocab_size: int = 384) -> PreTrainedTokenizerFast:
