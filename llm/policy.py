@@ -52,6 +52,11 @@ DTYPES = {
 }
 # Largest float32 copy of logits made at once, in elements: 128 MiB.
 LOGIT_CHUNK = 2**25
+MENDS = {
+    "model.path": "a directory or hub name with config.json, tokenizer and safetensors weights",
+    "model.random_from_config": "a directory with a config.json of a causal language model",
+    "model.adapter": "a directory with a LoRA adapter as peft saves it",
+}
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 BASE_MODEL_RECORD = "base_model.json"
 
@@ -194,8 +199,8 @@ class Policy:
         else:
             base = _random_model(settings, config, device, seed)
             fingerprint = _random_fingerprint(config, seed)
-        _check_vocabulary(base, tokenizer, settings.path)
         stop_ids = _stop_ids(base, tokenizer, settings.path)
+        pad_token_id = _pad_token_id(base, tokenizer, stop_ids, settings.path)
         base.generation_config = GenerationConfig()
         _switch_off_dropout(base)
 
@@ -207,7 +212,7 @@ class Policy:
             model=model,
             tokenizer=tokenizer,
             stop_ids=stop_ids,
-            pad_token_id=_pad_token_id(tokenizer, stop_ids),
+            pad_token_id=pad_token_id,
             context_length=getattr(config, "max_position_embeddings", None),
             base={"path": source, "fingerprint": fingerprint},
         )
@@ -316,10 +321,7 @@ def _naming(key: str, path: str | Path) -> Iterator[None]:
         raise
     except Exception as error:  # the libraries raise OSError, ValueError, KeyError, SafetensorError
         said = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(
-            f"{key}={path}: cannot be read ({said[0]}); "
-            "give a directory or hub name with config.json, tokenizer and safetensors weights"
-        ) from error
+        raise InputError(f"{key}={path}: cannot be read ({said[0]}); give {MENDS[key]}") from error
 
 
 def _device(name: str | None) -> torch.device:
@@ -408,22 +410,21 @@ def _stop_ids(model, tokenizer, path: str | Path) -> tuple[int, ...]:
     return tuple(sorted(ids))
 
 
-def _pad_token_id(tokenizer, stop_ids: tuple[int, ...]) -> int:
-    if tokenizer.pad_token_id is not None:
-        return tokenizer.pad_token_id
-    logger.info("the tokenizer has no PAD token: EOS pads, and masks hide it")
-    return stop_ids[0]
-
-
-def _check_vocabulary(model, tokenizer, path: str | Path) -> None:
+def _pad_token_id(model, tokenizer, stop_ids: tuple[int, ...], path: str) -> int:
+    """A token with an embedding to pad with; masks hide it. Refuses other tokens without one."""
     rows = model.get_input_embeddings().weight.shape[0]
-    # A PAD token put in later, past the last embedding, does no harm: it is masked.
-    ids = set(tokenizer.get_vocab().values()) - {tokenizer.pad_token_id}
-    if max(ids) >= rows:
+    pad = tokenizer.pad_token_id
+    # Many a checkpoint has had PAD put into its tokenizer later, past the last embedding.
+    largest = max(set(tokenizer.get_vocab().values()) - {pad})
+    if largest >= rows:
         raise InputError(
-            f"model.path={path}: the tokenizer has ids up to {max(ids)}, the model {rows} "
+            f"model.path={path}: the tokenizer has ids up to {largest}, the model {rows} "
             "embeddings; give the tokenizer that belongs to the model"
         )
+    if pad is not None and pad < rows:
+        return pad
+    logger.info("model.path=%s has no PAD token: EOS pads in its place", path)
+    return stop_ids[0]
 
 
 # --- adapters -------------------------------------------------------------------------------------

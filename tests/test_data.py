@@ -16,8 +16,8 @@ from llm.config import DataConfig
 from llm.data import Prompt, PromptSet, encode, load_prompts, read_prompts
 from tests.tiny_models import byte_tokenizer
 
-# With a comma, quotes, a line separator that is no line end, and beyond the basic plane.
-TEXTS = ['Name "three", please', "one\u2028line", "two\nlines", "Ünï 🎲", "plain"]
+# Commas, quotes, line ends inside, a separator that ends no line, characters beyond 16 bits.
+TEXTS = ['Name "three", please', "one\u2028line", "two\nlines", "two\r\nmore", "Ünï 🎲", "plain"]
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +52,11 @@ def test_every_format_reads_alike(tmp_path: Path) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    rows = [{"id": i, "prompt": text} for i, text in enumerate(TEXTS)]
+    rows = [{"prompt": text, "id": i} for i, text in enumerate(TEXTS)]
     write_jsonl(tmp_path / "p.jsonl", rows)
     (tmp_path / "p.json").write_text(json.dumps(rows))
     with (tmp_path / "p.csv").open("w", newline="", encoding="utf-8-sig") as stream:
-        writer = csv.DictWriter(stream, ["id", "prompt"])
+        writer = csv.DictWriter(stream, ["prompt", "id"])
         writer.writeheader()
         writer.writerows(rows)
     parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet")

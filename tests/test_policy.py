@@ -70,6 +70,27 @@ def by_hand(model: torch.nn.Module, completion: Completion, temperature: float =
 # --- log-probabilities ----------------------------------------------------------------------------
 
 
+def test_collate_lays_out_prompt_and_response() -> None:
+    pair = [Completion([5, 6], [7]), Completion([8], [9, 10, 1])]
+    expected = {
+        "left": {
+            "input_ids": [[2, 5, 6, 7], [8, 9, 10, 1]],
+            "attention_mask": [[0, 1, 1, 1], [1, 1, 1, 1]],
+            "position_ids": [[0, 0, 1, 2], [0, 1, 2, 3]],
+            "response_mask": [[0, 0, 0, 1], [0, 1, 1, 1]],
+        },
+        "right": {
+            "input_ids": [[5, 6, 7, 2], [8, 9, 10, 1]],
+            "attention_mask": [[1, 1, 1, 0], [1, 1, 1, 1]],
+            "position_ids": [[0, 1, 2, 2], [0, 1, 2, 3]],
+            "response_mask": [[0, 0, 1, 0], [0, 1, 1, 1]],
+        },
+    }
+    for side, layout in expected.items():
+        batch = collate(pair, 2, side)
+        assert {name: tensor.tolist() for name, tensor in batch.items()} == layout
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_log_probs_are_the_sum_over_the_response_by_hand(
@@ -233,7 +254,9 @@ def test_only_the_adapter_is_trained_and_in_float32(checkpoints: Path) -> None:
     assert {p.dtype for p in trained.values()} == {torch.float32}
     assert {p.dtype for p in policy.model.parameters() if not p.requires_grad} == {torch.bfloat16}
     batch = policy.collate(COMPLETIONS)
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids")}
     with torch.no_grad():
+        assert policy.model(**inputs).logits.dtype == torch.bfloat16  # rounded as the base's are
         # bfloat16 logits of both heads round alike but for the order of sums: 2^-8 of about 10,
         # over at most five tokens.
         assert policy.log_probs(batch).numpy() == pytest.approx(
@@ -347,6 +370,17 @@ def test_adapter_that_peft_alone_wrote_is_known_by_name(checkpoints: Path, tmp_p
         load(other, adapter=tmp_path / "adapter")
 
 
+def test_a_given_adapter_keeps_its_shape_and_takes_this_runs_dropout(
+    checkpoints: Path, tmp_path: Path
+) -> None:
+    given = {"rank": 3, "dropout": 0.5, "target_modules": ("q_proj",)}
+    load(checkpoints / "mistral", lora=given).save_adapter(tmp_path)
+    policy = load(checkpoints / "mistral", adapter=tmp_path)
+    config = policy.model.peft_config["default"]
+    assert (config.r, config.target_modules, config.lora_dropout) == (3, {"q_proj"}, 0.0)
+    assert not [m for m in policy.model.modules() if isinstance(m, torch.nn.Dropout) and m.p > 0]
+
+
 def test_adapter_that_cannot_be_used_is_refused(checkpoints: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"model\.adapter=.*holds no adapter_config\.json"):
         load(checkpoints / "mistral", adapter=tmp_path / "nowhere")
@@ -355,7 +389,7 @@ def test_adapter_that_cannot_be_used_is_refused(checkpoints: Path, tmp_path: Pat
     weights = adapter / "adapter_model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match=r"model\.adapter=.*cannot be read"):
+    with pytest.raises(InputError, match=r"model\.adapter=.*cannot be read.*LoRA adapter"):
         load(checkpoints / "mistral", adapter=adapter)
     weights.rename(adapter / "adapter_model.bin")
     with pytest.raises(InputError, match="from safetensors only"):
@@ -429,6 +463,17 @@ def test_missing_special_tokens(tmp_path: Path, caplog: pytest.LogCaptureFixture
         policy = load(save_causal_lm(tmp_path / "no-pad", tokenizer=byte_tokenizer(pad=False)))
     assert policy.pad_token_id == policy.tokenizer.eos_token_id
     assert "no PAD token" in caplog.text
+
+
+def test_pad_token_without_an_embedding(tmp_path: Path) -> None:
+    """As in checkpoints whose tokenizer was given a PAD token after training."""
+    tokenizer = byte_tokenizer(pad=False)
+    rows = len(tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "<late>"})
+    assert tokenizer.pad_token_id == rows
+    policy = load(save_causal_lm(tmp_path, tokenizer=tokenizer, vocab_size=rows))
+    assert policy.pad_token_id == tokenizer.eos_token_id
+    assert policy.score(COMPLETIONS, batch_size=4).isfinite().all()
 
 
 def test_every_stop_token_of_the_checkpoint_is_known(tmp_path: Path) -> None:
