@@ -125,7 +125,7 @@ def alpha_kernel(a: float) -> Kernel:
     if a in (0.0, 1.0) or not math.isfinite(a):
         raise InputError(f"alpha:{a:g} is undefined: use forward_kl (a = 0) or reverse_kl (a = 1)")
     return Kernel(
-        f"alpha:{a:g}",
+        f"alpha:{a:.12g}",
         lambda r: (_exp(a * r) - a * _exp(r) + (a - 1)) / (a * (a - 1)),
         lambda r: (_exp((a - 1) * r) - 1) / (a - 1),
         lambda r: _exp((a - 1) * r),
@@ -150,14 +150,18 @@ class Divergence:
     tilt: float = 0.0
 
     @property
+    def parts(self) -> dict[str, float]:
+        """{name: weight}: R as a sum of what `parse` knows by name."""
+        weights = {kernel.name: c for c, kernel in self.terms}
+        if self.tilt:  # entropy is reverse KL plus ⟨π, log μ⟩
+            weights = {"entropy": self.tilt, **weights}
+            weights["reverse_kl"] -= self.tilt
+        return {name: c for name, c in weights.items() if c}
+
+    @property
     def name(self) -> str:
         """The specification that `parse` reads."""
-        terms = []
-        tilt = self.tilt
-        for c, kernel in self.terms:
-            name = "entropy" if kernel is REVERSE_KL and tilt == c else kernel.name
-            tilt = tilt - c if name == "entropy" else tilt
-            terms.append(name if c == 1 else f"{c:g}*{name}")
+        terms = (name if c == 1 else f"{c:.12g}*{name}" for name, c in self.parts.items())
         return "+".join(terms)
 
     def __add__(self, other: Divergence) -> Divergence:

@@ -23,21 +23,11 @@ from array_api_compat import array_namespace
 from games.errors import InputError
 
 from .arrays import Array
-from .divergences import Divergence
 
 EstimatorName = Literal["importance", "published"]
 
 # These are alpha divergences: name -> (weight, a).
 _ALPHA = {"chi2": (1.0, 2.0), "hellinger": (0.25, 0.5)}
-
-
-def terms(regularizer: Divergence) -> dict[str, float]:
-    """{name: weight} of the terms of R, the names as `parse` reads them."""
-    weights = {kernel.name: c for c, kernel in regularizer.terms}
-    if regularizer.tilt:  # entropy is reverse KL plus ⟨π, log μ⟩
-        weights["entropy"] = regularizer.tilt
-        weights["reverse_kl"] -= regularizer.tilt
-    return {name: c for name, c in weights.items() if c}
 
 
 def factor(term: str, estimator: EstimatorName) -> float:

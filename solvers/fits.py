@@ -56,7 +56,7 @@ from games.errors import InputError
 
 from .arrays import Array, dot
 from .divergences import Divergence, parse
-from .estimators import EstimatorName, estimate, factor, terms
+from .estimators import EstimatorName, estimate, factor
 from .plays import Diagonal, Plays
 from .rules import Update, UpdateRule, half, tau_from_lam
 from .steps import step
@@ -136,7 +136,7 @@ class Fit:
 
         R is the given one with every term times the factor that its estimator carries.
         """
-        parts = [self.factor(name) * c * parse(name) for name, c in terms(regularizer).items()]
+        parts = [self.factor(name) * c * parse(name) for name, c in regularizer.parts.items()]
         return sum(parts[1:], parts[0]), tau_from_lam(lam, eta)
 
     def coefficients(self, regularizer: Divergence, eta: float, tau: float) -> dict[str, float]:
@@ -168,7 +168,7 @@ class Fit:
         claimed = samples is None or (self.unbiased and known)
         return [
             Temperature(name, lams.get(name), tau * c, scale * tau * c if claimed else None)
-            for name, c in terms(regularizer).items()
+            for name, c in regularizer.parts.items()
         ]
 
     def check(self, rule: UpdateRule) -> None:
@@ -218,7 +218,7 @@ class Regularised(Fit):
     def coefficients(self, regularizer: Divergence, eta: float, tau: float) -> dict[str, float]:
         """{term: λ}: 2ητ times its weight in R, over the factor that its estimator carries."""
         lam = self.scale * 2 * eta * tau
-        return {name: lam * c / self.factor(name) for name, c in terms(regularizer).items()}
+        return {name: lam * c / self.factor(name) for name, c in regularizer.parts.items()}
 
     def _recorded(self, plays: Plays, update: Update) -> Items:
         _refuse(update)

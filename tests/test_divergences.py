@@ -196,6 +196,9 @@ def test_algebra_and_names():
     assert all(parse(parse(spec).name) == parse(spec) for spec in SPECS)
     assert parse("1e-1*js+1e+1*chi2").name == "0.1*js+10*chi2"
     assert parse("js+js") == 2 * d.js
+    mixed = parse("0.5*entropy+0.25*reverse_kl+alpha:0.123456789")
+    assert parse(mixed.name) == mixed
+    assert mixed.parts == {"entropy": 0.5, "reverse_kl": 0.25, "alpha:0.123456789": 1.0}
 
 
 @pytest.mark.parametrize(
