@@ -155,7 +155,7 @@ def _renderer(tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> Callable[
 
     def render(prompt: Prompt) -> str:
         try:
-            return tokenizer.apply_chat_template(
+            text = tokenizer.apply_chat_template(
                 [*system, *prompt.messages],
                 chat_template=template,
                 tokenize=False,
@@ -166,6 +166,7 @@ def _renderer(tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> Callable[
                 f"{prompt.where}: the chat template fails on it ({error}); mend the prompt, "
                 "or set data.chat_template"
             ) from error
+        return str(text)
 
     return render
 
@@ -289,7 +290,7 @@ def _dataset_rows(path: str, column: str, split: str) -> Rows:
     if isinstance(data, datasets.DatasetDict):
         if split not in data:
             raise InputError(
-                f"data.split={split}: {path} has no such split, only {', '.join(data)}"
+                f"data.split={split}: {path} has no such split, only {', '.join(map(str, data))}"
             )
         data = data[split]
     _require(column, data.column_names, path)

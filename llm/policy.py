@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import (
@@ -35,7 +36,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from games.errors import InputError
 from llm.config import LoraConfig as LoraSettings
@@ -337,7 +338,7 @@ def _load_model(settings: ModelConfig, config: PreTrainedConfig, device: torch.d
     # that names the CPU would make peft put hooks on every module, so there is none there.
     device_map = None if device.type == "cpu" else {"": device}
     with _naming("model.path", settings.path):
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             settings.path,
             config=config,
             dtype=DTYPES[settings.dtype],
@@ -348,6 +349,7 @@ def _load_model(settings: ModelConfig, config: PreTrainedConfig, device: torch.d
             use_safetensors=True,
             output_loading_info=True,
         )
+    model, report = loaded
     if report["missing_keys"]:
         absent = sorted(report["missing_keys"])
         raise InputError(
@@ -435,7 +437,7 @@ def _new_adapter(lora: LoraSettings) -> LoraConfig:
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.rank,
-        lora_alpha=lora.alpha,
+        lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType] - any number will do
         lora_dropout=lora.dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
         modules_to_save=["lm_head"] if lora.train_lm_head else None,
@@ -448,11 +450,13 @@ def _given_adapter(directory: str, lora: LoraSettings) -> LoraConfig:
         raise InputError(f"model.adapter={directory}: holds no {path.name}; give a LoRA adapter")
     with _naming("model.adapter", directory):
         config = LoraConfig.from_pretrained(directory)
+    if not isinstance(config, LoraConfig):
+        raise InputError(f"{path}: of type {config.peft_type}; give a LoRA adapter")
     plain = config.init_lora_weights in (True, False, "gaussian", "eva", "orthogonal")
-    if config.peft_type != "LORA" or config.bias != "none" or not plain:
+    if config.bias != "none" or not plain:
         raise InputError(
-            f"{path}: peft_type {config.peft_type}, bias {config.bias}, init_lora_weights "
-            f"{config.init_lora_weights} would change the base model; give a plain LoRA adapter"
+            f"{path}: bias {config.bias}, init_lora_weights {config.init_lora_weights} "
+            "would change the base model; give a plain LoRA adapter"
         )
     config.lora_dropout = lora.dropout
     config.inference_mode = False
@@ -509,7 +513,7 @@ def _check_base(directory: str | Path, base: dict[str, str]) -> None:
 
 def _fingerprint(path: str) -> str:
     """Hash of a checkpoint's tensor names, shapes and some of their values, wherever it lies."""
-    directory = Path(cached_file(path, "config.json")).parent
+    directory = Path(str(cached_file(path, "config.json"))).parent
     digest = hashlib.sha256()
     window = 2**16
     for file in sorted(directory.glob("model*.safetensors")):

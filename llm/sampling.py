@@ -154,5 +154,5 @@ def _response(policy: Policy, tokens: list[int]) -> Response:
     return Response(
         token_ids=tuple(tokens[: end + 1] if finished else tokens),
         finished=finished,
-        text=policy.tokenizer.decode(content, skip_special_tokens=True),
+        text=str(policy.tokenizer.decode(content, skip_special_tokens=True)),
     )

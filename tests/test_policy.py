@@ -398,6 +398,10 @@ def test_adapter_that_cannot_be_used_is_refused(checkpoints: Path, tmp_path: Pat
     with pytest.raises(InputError, match="do not fit"):
         load(checkpoints / "mistral", lora={"rank": 2}).load_adapter(adapter)
     config = json.loads((adapter / "adapter_config.json").read_text())
+    tuned = {"peft_type": "PROMPT_TUNING", "task_type": "CAUSAL_LM", "num_virtual_tokens": 2}
+    (adapter / "adapter_config.json").write_text(json.dumps(tuned))
+    with pytest.raises(InputError, match=r"PROMPT_TUNING; give a LoRA adapter"):
+        load(checkpoints / "mistral", adapter=adapter)
     (adapter / "adapter_config.json").write_text(json.dumps(config | {"bias": "all"}))
     with pytest.raises(InputError, match=r"bias all.*would change the base model"):
         load(checkpoints / "mistral", adapter=adapter)
