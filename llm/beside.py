@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from solvers.equilibrium import equilibrium
 
 from games import PreferenceGame
 from llm.config import TrainConfig
@@ -18,6 +17,7 @@ from llm.policy import Completion, Policy
 from llm.rundir import Row
 from solvers import duality_gap, solve
 from solvers.arrays import against, dot
+from solvers.equilibrium import equilibrium
 from solvers.rules import UpdateRule
 from solvers.solve import kl_divergence
 
@@ -54,7 +54,7 @@ class EnumeratedGame:
     completions: list[Completion]
     temperature: float
     logp_ref: np.ndarray
-    logp_star: np.ndarray
+    logp_star: np.ndarray | None  # None where the game has several equilibria
     enumerated = True
 
     @classmethod
@@ -66,8 +66,9 @@ class EnumeratedGame:
         every = [Completion(asked[p], r) for p in game.PROMPTS for r in game.responses()]
         preference = game.preference()
         logp_ref = _log_probs(policy, every, temperature, adapter=False)
-        star = equilibrium(preference, *rule.target, logp_ref).logp
-        return cls(rule, preference, every, temperature, logp_ref, star)
+        star = equilibrium(preference, *rule.target, logp_ref)
+        known = star.logp if star.unique.all() else None
+        return cls(rule, preference, every, temperature, logp_ref, known)
 
     def log_probs(self, policy: Policy) -> np.ndarray:
         """(prompts, n): log π_θ of every response."""
@@ -85,13 +86,14 @@ class EnumeratedGame:
             "win_rate": dot(np.exp(logp), against_mu),
             "kl_to_reference": kl_divergence(logp, self.logp_ref),
             "entropy": -dot(np.exp(logp), logp),
-            "kl_to_equilibrium": kl_divergence(self.logp_star, logp),
-            "exact_kl_to_equilibrium": kl_divergence(self.logp_star, exact),
             "kl_to_exact_iterate": kl_divergence(exact, logp),
             "duality_gap": duality_gap(
                 self.game, logp, None, *self.rule.target, reference=self.logp_ref
             ),
         }
+        if self.logp_star is not None:
+            measured["kl_to_equilibrium"] = kl_divergence(self.logp_star, logp)
+            measured["exact_kl_to_equilibrium"] = kl_divergence(self.logp_star, exact)
         means = {name: float(np.mean(values)) for name, values in measured.items()}
         return means | {"length": float(game.LENGTH)}
 

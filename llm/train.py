@@ -15,6 +15,7 @@ import errno
 import logging
 import os
 import sys
+import types
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -196,6 +197,17 @@ def _be_quiet() -> None:
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     logging.getLogger("llm").addHandler(handler)
 
+
+class _Module(types.ModuleType):
+    """This module is its function as well: `from llm import train` gives the one or the other,
+    by what was imported before.
+    """
+
+    def __call__(self, config: TrainConfig, console: Console | None = None) -> RunDirectory:
+        return train(config, console)
+
+
+sys.modules[__name__].__class__ = _Module
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -13,7 +13,7 @@ from llm.config import TrainConfig
 
 PREFIX = "embedded:"
 HERE = Path(__file__).parent
-NAMES = ("game", "text")
+NAMES = ("game", "text", "mistral-7b")  # of the last only the shape
 
 
 def directory(path: str) -> Path | None:
@@ -22,16 +22,19 @@ def directory(path: str) -> Path | None:
         return None
     name = path.removeprefix(PREFIX)
     if name not in NAMES:
-        known = " or ".join(PREFIX + known for known in NAMES)
-        raise InputError(f"{path}: nothing of that name comes with the package; give {known}")
+        known = ", ".join(PREFIX + known for known in NAMES)
+        raise InputError(f"{path}: does not come with the package; choose from {known}")
     return HERE / name
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
     """The configuration with `embedded:` names put as paths of this installation."""
-    model, prompts = directory(config.model.path), directory(config.data.path)
+    model, shape = directory(config.model.path), directory(config.model.random_from_config or "")
     if model is not None:
         config = replace(config, model=replace(config.model, path=str(model)))
+    if shape is not None:
+        config = replace(config, model=replace(config.model, random_from_config=str(shape)))
+    prompts = directory(config.data.path)
     if prompts is not None:
         config = replace(config, data=replace(config.data, path=str(prompts / "prompts.jsonl")))
     return config

@@ -1,0 +1,190 @@
+"""`--dry-run`: what a run would do, checked as far as it can be without a GPU or the weights."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+from transformers.utils import cached_file
+
+from games.errors import InputError
+from llm.chunks import chunks
+from llm.config import TrainConfig, to_yaml
+from llm.data import PromptSet, load_prompts
+from llm.embedded import resolve
+from llm.embedded.judges import embedded_judge
+from llm.fitting import accumulation
+from llm.judges import check_judge_files
+from llm.policy import Policy
+from llm.provenance import hardware
+from llm.rundir import find_run, read_json, read_rows
+from llm.setup import aims, rule_and_fit
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+
+
+def print_plan(config: TrainConfig, console: Console) -> None:
+    """Checks configuration, data, template, judge files and disk, and prints the plan.
+
+    Raises InputError for what would stop the run.
+    """
+
+    def say(name: str, text: object) -> None:
+        console.print(f"{name:<12} {text}", markup=False, highlight=False, soft_wrap=True)
+
+    rule, fit = rule_and_fit(config)
+    run = find_run(config)
+    state = (
+        "finished" if run.finished else f"{run.trained()} of {config.iterations} iterations done"
+    )
+    say("run", f"{run.path} ({state})")
+    say("rule", f"{rule.name}, fit {fit.name}, eta {rule.eta_at(0):g}")
+    for line in aims(config, rule, fit):
+        say("", line)
+
+    known = resolve(config)
+    policy = shape_of(known)
+    base = sum(p.numel() for p in policy.model.parameters() if not p.requires_grad)
+    trained = sum(p.numel() for p in policy.model.parameters() if p.requires_grad)
+    say("model", f"{known.model.path}: {base:,} parameters, {trained:,} trained")
+    say("", weights_at(known))
+
+    held_out = config.evaluation.prompts
+    prompts = load_prompts(known.data, policy.tokenizer, seed=config.seed, held_out=held_out)
+    longest = max(len(p.token_ids) for fold in (*prompts.folds, prompts.held_out) for p in fold)
+    policy.check_length(longest, config.sample.max_new_tokens)
+    folds = " + ".join(str(len(fold)) for fold in prompts.folds)
+    say("prompts", f"{folds}, {len(prompts.held_out)} held out, {prompts.dropped} too long")
+    say("", f"longest {longest} tokens; the first as the model sees it:")
+    say("", repr(policy.tokenizer.decode(prompts.folds[0][0].token_ids)))
+
+    embedded = config.judge.kind == "embedded"
+    path = embedded_judge(config.judge.path) if embedded else config.judge.path
+    judge = check_judge_files(config.judge.kind, path)
+    size = "on the hub, to be downloaded" if judge is None else f"{judge:,} parameters"
+    say("judge", f"{config.judge.kind} {config.judge.path}: {size}")
+
+    asked = config.data.prompts_per_iteration or len(prompts.folds[0])
+    responses = asked * config.samples_per_prompt
+    steps = responses // config.train.batch_size * config.train.epochs
+    say(
+        "iteration",
+        f"{asked} prompts × {config.samples_per_prompt} responses in "
+        f"{len(chunks(asked, config.chunk_size))} chunks; about {steps} optimizer steps of "
+        f"{accumulation(config.train, 1)} micro-batches on one process",
+    )
+    parts = memory(known, policy, base, trained, judge or 0, longest)
+    for name, size in parts.items():
+        say("memory", f"{name}: {_size(size)}")
+    say("", "activations of the training pass are not in it")
+    needed = disk(config, trained, responses)
+    there = next(p for p in (run.path, *run.path.absolute().parents) if p.exists())
+    free = shutil.disk_usage(there).free
+    say("disk", f"up to {_size(needed)}, free {_size(free)}")
+    if needed > free:
+        raise InputError(
+            f"output_dir={run.path}: the run takes up to {_size(needed)} and {_size(free)} are "
+            "free; make room, or give another output_dir"
+        )
+    say("time", time_of(config, prompts))
+    console.print(to_yaml(config), markup=False, highlight=False, end="")
+
+
+def shape_of(config: TrainConfig) -> Policy:
+    """The policy without its weights."""
+    source = config.model.random_from_config or config.model.path
+    shape = replace(config.model, random_from_config=source, device="meta", adapter=None)
+    try:
+        return Policy.load(replace(shape, load_in_4bit=False), config.lora)
+    except InputError as error:
+        if config.model.random_from_config is not None:
+            raise
+        raise InputError(str(error).replace("model.random_from_config", "model.path")) from error
+
+
+def weights_at(config: TrainConfig) -> str:
+    """Where the weights are. Raises InputError for a directory without safetensors."""
+    model = config.model
+    if model.random_from_config is not None:
+        return "random weights"
+    local = Path(model.path).is_dir()
+    for name in WEIGHTS:
+        found = cached_file(
+            model.path,
+            name,
+            local_files_only=True,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        if found is not None:
+            return f"weights: {found}"
+    if local:
+        raise InputError(
+            f"model.path={model.path}: no {WEIGHTS[0]}; weights are read from safetensors only"
+        )
+    return "weights: on the hub, to be downloaded"
+
+
+def memory(
+    config: TrainConfig, policy: Policy, base: int, trained: int, judge: int, longest: int
+) -> dict[str, float]:
+    """Bytes that the parameter counts and sizes say will be taken."""
+    shape = policy.model.config
+    wide = {"float32": 4, "float64": 8}.get(str(policy.model.dtype).removeprefix("torch."), 2)
+    length = longest + config.sample.max_new_tokens
+    heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
+    head = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+    cache = 2 * shape.num_hidden_layers * heads * head * wide
+    # Logits in the model's dtype, in float32, and their gradient.
+    logits = shape.vocab_size * config.sample.max_new_tokens * (2 * wide + 4)
+    judged = 4 if config.judge.dtype == "float32" else 2
+    return {
+        "base weights": base * (0.5 if config.model.load_in_4bit else wide),
+        "adapter, gradients and Adam (float32)": trained * 16,
+        "logits of a micro-batch": config.train.micro_batch_size * logits,
+        "key-value cache while sampling": config.sample.batch_size * length * cache,
+        "judge's weights, while it judges": judge * judged,
+    }
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**29 else f"{count / 2**20:.1f} MiB"
+
+
+def disk(config: TrainConfig, trained: int, responses: int) -> int:
+    """Bytes at most: adapters, two Trainer checkpoints, responses as text and numbers."""
+    adapters = 4 * trained * (config.iterations + 1)
+    checkpoints = 2 * 12 * trained
+    texts = config.iterations * responses * config.sample.max_new_tokens * 12
+    return adapters + checkpoints + texts
+
+
+def time_of(config: TrainConfig, prompts: PromptSet) -> str:
+    """From the rates of the last run of this model on such a machine; else not known."""
+    here = hardware()
+    for metrics in Path(config.output_dir).parent.glob("*/metrics.jsonl"):
+        starts = read_json(metrics.parent / "provenance.json", {"starts": []})["starts"]
+        stored = metrics.parent / "config.yaml"
+        if not starts or not stored.is_file() or starts[-1]["hardware"] != here:
+            continue
+        old, rows = yaml.safe_load(stored.read_text(encoding="utf-8")), read_rows(metrics)
+        per_second = rows[-1].get("per_second", {}) if rows else {}
+        if old["model"]["path"] != config.model.path or "tokens trained" not in per_second:
+            continue
+        asked = config.data.prompts_per_iteration or len(prompts.folds[0])
+        k = config.samples_per_prompt
+        tokens = asked * k * rows[-1]["length"]
+        prompt = sum(len(p.token_ids) for p in prompts.folds[0]) / len(prompts.folds[0])
+        whole = tokens + asked * k * prompt
+        amounts = {
+            "tokens sampled": tokens,
+            "tokens scored": 2 * whole,
+            "pairs judged": asked * k * (k - 1),
+            "tokens trained": whole * config.train.epochs,
+        }
+        seconds = sum(n / per_second[what] for what, n in amounts.items() if what in per_second)
+        return f"about {seconds:.0f} s an iteration, at the rates of {metrics.parent}"
+    return "not known: no run of this model on such a machine beside output_dir"
