@@ -57,6 +57,10 @@ def _exp(x: Array) -> Array:
     return array_namespace(x).exp(x)
 
 
+def _one(x: Array) -> Array:
+    return array_namespace(x).ones_like(x)
+
+
 def _log(x: Array) -> Array:
     """log on [0, ∞), −∞ at and below 0 (a slope under the floor)."""
     xp = array_namespace(x)
@@ -81,7 +85,7 @@ def _js(r: Array) -> Array:
     return 0.5 * (_times_exp(r) - (1 + _exp(r)) * mean)
 
 
-REVERSE_KL = Kernel("reverse_kl", _times_exp, lambda r: r + 1, lambda r: r * 0 + 1, lambda s: s - 1)
+REVERSE_KL = Kernel("reverse_kl", _times_exp, lambda r: r + 1, _one, lambda s: s - 1)
 FORWARD_KL = Kernel(
     "forward_kl",
     lambda r: -r,
@@ -264,19 +268,25 @@ class Divergence:
         xp = array_namespace(g, logp_ref)
         g, logp_ref = xp.broadcast_arrays(g, logp_ref)
         g = g - xp.max(g, axis=-1, keepdims=True)  # the best action's slope keeps every digit
+        alive, nothing = g > -math.inf, xp.full_like(g, -math.inf)  # an anchor's zeros stay zeros
+        g = xp.where(alive, g, xp.zeros_like(g))
         # At ν = low some π_i is 1 or more; at ν = high no π_i exceeds its share of μ.
-        low = xp.max(g - self.slope(-logp_ref), axis=-1, keepdims=True)
+        low = xp.where(alive, g - self.slope(-logp_ref), nothing)
+        low = xp.max(low, axis=-1, keepdims=True)
         high = -self.slope(-logsumexp(logp_ref, keepdims=True))
 
+        def log_ratio(nu: Array) -> Array:
+            return xp.where(alive, self.inverse_slope(g - nu), nothing)
+
         def excess(nu: Array) -> tuple[Array, Array]:
-            r = self.inverse_slope(g - nu)
+            r = log_ratio(nu)
             log_total = logsumexp(logp_ref + r, keepdims=True)
             p = xp.exp(logp_ref + r - log_total)
             steepness = xp.where(p > 0, self.slope_derivative(r), xp.ones_like(p))
             return -log_total, xp.sum(p / steepness, axis=-1, keepdims=True)
 
         nu = increasing_root(excess, low, high, high)
-        return normalise(logp_ref + self.inverse_slope(g - nu))
+        return normalise(logp_ref + log_ratio(nu))
 
     @_quiet
     def inverse_slope(self, slope: Array) -> Array:

@@ -146,6 +146,18 @@ def test_exact_zeros_of_chi2():
 
 
 @pytest.mark.parametrize("spec", SPECS)
+def test_prox_keeps_the_zeros_of_its_anchor(spec):
+    """KL(π‖anchor) is infinite elsewhere; the rest is the step of the game without them."""
+    regularizer = parse(spec)
+    mu, anchor, g = np.log([0.2, 0.3, 0.5]), np.log([0.4, 0.6, 1.0]), np.array([0.3, 0.1, 0.9])
+    anchor[2] = -np.inf
+    whole = regularizer.prox(g, anchor, mu, 0.7, 0.3)
+    part = regularizer.prox(g[:2], anchor[:2], mu[:2], 0.7, 0.3)
+    assert whole[2] == -np.inf
+    assert whole[:2] == pytest.approx(part, abs=1e-13)
+
+
+@pytest.mark.parametrize("spec", SPECS)
 def test_batches_and_array_libraries_agree(spec):
     regularizer = parse(spec)
     rng = np.random.default_rng(4)
