@@ -382,13 +382,15 @@ def split_override(word: str) -> tuple[str, Any]:
 
 def _override(values: dict[str, Any], word: str) -> None:
     key, value = split_override(word)
+    mappings = [f"{name}." for name, _, kind in _fields(TrainConfig) if get_origin(kind) is dict]
+    if key not in _names(TrainConfig) and not key.startswith(tuple(mappings)):
+        raise _unknown(key, _names(TrainConfig))
     *sections, last = key.split(".")
     here = values
     for name in sections:
-        below = here.setdefault(name, {})
-        if not isinstance(below, dict):
-            raise _unknown(key, _names(TrainConfig))
-        here = below
+        here = here.setdefault(name, {})
+        if not isinstance(here, dict):
+            raise InputError(f"{name}: expected fields `name: value`, got {here!r}")
     here[last] = value
 
 

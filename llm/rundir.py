@@ -12,6 +12,7 @@ name that exists stands for finished work. `final/` comes last: a run that has i
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import shutil
@@ -172,5 +173,6 @@ def check_writable(path: Path) -> None:
 
 def next_free(path: Path) -> Path:
     """`path` itself while there is nothing, else the first of path-2, path-3, … that is free."""
-    candidates = (path, *(path.with_name(f"{path.name}-{i}") for i in range(2, 10**6)))
+    numbered = (path.with_name(f"{path.name}-{i}") for i in itertools.count(2))
+    candidates = itertools.chain([path], numbered)
     return next(p for p in candidates if not p.exists() or (p.is_dir() and not any(p.iterdir())))

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from games.errors import InputError
+from llm.config import (
+    TrainConfig,
+    describe,
+    differences,
+    flatten,
+    load_config,
+    shipped_configs,
+    to_yaml,
+)
+
+SMALLEST = {"model": {"path": "m"}, "data": {"path": "d"}, "judge": {"kind": "pairrm"}}
+
+
+def build(**values) -> TrainConfig:
+    return TrainConfig.from_dict(SMALLEST | values)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(SMALLEST))
+    return path
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", shipped_configs())
+def test_every_shipped_configuration_loads_and_survives_its_own_yaml(name: str, tmp_path) -> None:
+    config = load_config(name)
+    copy = tmp_path / "config.yaml"
+    copy.write_text(to_yaml(config))
+    assert load_config(copy) == config
+    assert config.output_dir == f"runs/{name}"
+
+
+def test_a_file_is_named_by_its_path_and_gives_the_run_its_name(file: Path) -> None:
+    assert load_config(file).output_dir == "runs/mine"
+    assert load_config(file, ["output_dir=elsewhere"]).output_dir == "elsewhere"
+
+
+def test_overrides_reach_every_depth_and_win_over_the_file(file: Path) -> None:
+    words = ["seed=7", "train.batch_size=32", "train.arguments.fsdp=full_shard", "tau=5e-2"]
+    config = load_config(file, [*words, "regularizer=reverse_kl", "seed=8"])
+    assert (config.seed, config.train.batch_size, config.tau) == (8, 32, 0.05)
+    assert config.train.arguments == {"fsdp": "full_shard"}
+
+
+def test_from_python_the_same_checks_hold() -> None:
+    with pytest.raises(InputError, match=r"train\.batch_size: must be at least 1"):
+        dataclasses.replace(build().train, batch_size=0)
+
+
+@given(st.sampled_from([name for name in flatten(build()) if "." not in name]))
+def test_a_missing_letter_is_answered_with_the_name(name: str) -> None:
+    with pytest.raises(InputError) as caught:
+        TrainConfig.from_dict(SMALLEST | {name[:-1]: 1})
+    assert f"{name[:-1]!r}" in str(caught.value)
+    assert name in str(caught.value) or "did you mean" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"sede": 1}, "did you mean 'seed'"),
+        ({"batch_size": 1}, "did you mean 'train.batch_size'"),
+        ({"train": {"lerning_rate": 1}}, "did you mean 'train.learning_rate'"),
+        ({"fit": "regresion"}, "fit: there is no 'regresion'; did you mean 'regression'"),
+        ({"judge": {"kind": "human"}}, "judge.kind: there is no 'human'; known: pairrm"),
+        ({"judge": {}}, "judge.kind: missing"),
+        ({"model": {}}, "model.path: missing"),
+        ({"model": "m"}, "model: expected fields"),
+        ({"seed": 1.5}, "seed: expected whole number, got 1.5"),
+        ({"seed": True}, "seed: expected whole number, got True"),
+        ({"fresh": "yes"}, "fresh: expected true/false, got 'yes'"),
+        ({"eta": float("nan")}, "eta: expected number or null"),
+        ({"eta": 0}, "eta: must be above 0"),
+        ({"sample": {"top_p": 1.5}}, "sample.top_p: must be at most 1"),
+        ({"lora": {"target_modules": [1.5, {}]}}, "lora.target_modules: expected text or list"),
+        ({"tau": 0.1, "lam": 0.1, "regularizer": "chi2"}, "tau and lam: give one"),
+        ({"tau": 0.1}, "regularizer: missing"),
+        (
+            {"train": {"batch_size": 10, "micro_batch_size": 4}},
+            "train.batch_size: 10 is no multiple of train.micro_batch_size 4",
+        ),
+    ],
+)
+def test_what_is_wrong_is_refused_in_one_line_that_names_the_field(values: dict, said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        build(**values)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["seed"], "seed: expected key=value"),
+        (["=3"], "=3: expected key=value"),
+        (["seed.deep=1"], "there is no 'seed.deep'"),
+        (["trian.batch_size=1"], "did you mean 'train.batch_size'"),
+        (["model.path.deep=1"], "there is no 'model.path.deep'"),
+        (["tau=[1"], "tau: '[1' is no YAML value"),
+    ],
+)
+def test_a_bad_override_is_refused(file: Path, words: list[str], said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_config(file, words)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("a: [", "not a YAML file"), ("just words", "expected lines"), ("", "expected lines")],
+)
+def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=f"{path}: {said}"):
+        load_config(path)
+
+
+def test_an_unknown_configuration_is_answered_with_the_nearest() -> None:
+    with pytest.raises(InputError, match="did you mean 'embedded-game'"):
+        load_config("embeded-game")
+
+
+@given(
+    st.floats(1e-12, 1e12),
+    st.integers(0, 2**31),
+    st.sampled_from([None, "chi2", "0.1*forward_kl+0.5*reverse_kl"]),
+    st.lists(st.text("abc_", min_size=1), max_size=3),
+)
+def test_yaml_gives_back_what_it_was_given(rate, seed, regularizer, modules) -> None:
+    config = build(
+        seed=seed,
+        regularizer=regularizer,
+        train={"learning_rate": rate},
+        lora={"target_modules": modules},
+    )
+    assert TrainConfig.from_dict(yaml.safe_load(to_yaml(config))) == config
+
+
+# --- comparing and describing ---------------------------------------------------------------------
+
+
+def test_changes_of_memory_are_told_from_changes_of_the_algorithm() -> None:
+    old = build(output_dir="a")
+    new = build(output_dir="b", seed=1, train={"micro_batch_size": 2}, sample={"batch_size": 1})
+    refused, allowed = differences(old, new)
+    assert refused == ["seed: 42 -> 1"]
+    assert [line.split(":")[0] for line in allowed] == [
+        "output_dir",
+        "sample.batch_size",
+        "train.micro_batch_size",
+    ]
+
+
+def test_the_help_describes_every_field() -> None:
+    shown = describe()
+    for name in flatten(build()):
+        assert f"{name}  [" in shown
+
+
+def test_help_and_bad_configurations_answer_without_torch() -> None:
+    code = (
+        "import sys; from llm.train import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "assert main(['--config', 'embedded-game', 'sed=1']) == 2\n"
+        "assert main(['train.batch_size=3']) == 2\n"
+        "print([m for m in ('torch', 'transformers', 'peft') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "samples_per_prompt" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert len(done.stderr.splitlines()) == 2
