@@ -25,7 +25,6 @@ from functools import cached_property
 
 import numpy as np
 from array_api_compat import array_namespace, is_numpy_array
-from scipy.optimize import minimize_scalar
 from scipy.special import wrightomega
 
 from games.errors import InputError
@@ -349,6 +348,8 @@ def _kernel_modulus(kernel: Kernel, pair: Array) -> float:
         return 0.0  # φ′ vanishes at u = 0
     if kernel is REVERSE_KL or len(pair) < 2:
         return float(kernel.slope_derivative(np.zeros(())))
+    from scipy.optimize import minimize_scalar  # slow to import, and seldom needed
+
     log_mu = np.log(pair)
 
     def curvature(logit: Array) -> Array:
