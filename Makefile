@@ -9,7 +9,7 @@ NO_PYTHON = echo "no virtual environment: nashplay needs Python 3.11 or newer wi
 PIP_INSTALL = python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 WORKERS ?= 2
 
-.PHONY: run test slow lint bench install clean
+.PHONY: run test slow notebooks lint bench install clean
 
 run: install
 	.venv/bin/python -m solvers
@@ -19,6 +19,9 @@ test: install
 
 slow: install
 	.venv/bin/python -m pytest -m "slow or notebook"
+
+notebooks: install
+	.venv/bin/python -m pytest -m notebook
 
 lint: install
 	.venv/bin/ruff check .
