@@ -69,11 +69,6 @@ class InOrder(Dataset):
         """Each epoch in an order of its own, without what would be its incomplete last batch."""
         rng = np.random.default_rng(seed)
         whole = len(rows) - len(rows) % batch_size
-        if not whole:
-            raise InputError(
-                f"train.batch_size={batch_size}: an iteration has only {len(rows)} items; lower "
-                "it, or take more prompts or responses"
-            )
         order = [rng.permutation(len(rows))[:whole] for _ in range(epochs)]
         return cls(rows, np.concatenate(order))
 

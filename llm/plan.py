@@ -21,7 +21,7 @@ from llm.judges import check_judge_files
 from llm.policy import Policy
 from llm.provenance import hardware
 from llm.rundir import find_run, read_json, read_rows
-from llm.setup import aims, rule_and_fit
+from llm.setup import aims, items_per_prompt, rule_and_fit
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
@@ -69,11 +69,12 @@ def print_plan(config: TrainConfig, console: Console) -> None:
 
     asked = config.data.prompts_per_iteration or len(prompts.folds[0])
     responses = asked * config.samples_per_prompt
-    steps = responses // config.train.batch_size * config.train.epochs
+    items = asked * items_per_prompt(config, rule, fit)
+    steps = items // config.train.batch_size * config.train.epochs
     say(
         "iteration",
         f"{asked} prompts × {config.samples_per_prompt} responses in "
-        f"{len(chunks(asked, config.chunk_size))} chunks; about {steps} optimizer steps of "
+        f"{len(chunks(asked, config.chunk_size))} chunks; {steps} optimizer steps of "
         f"{accumulation(config.train, 1)} micro-batches on one process",
     )
     parts = memory(known, policy, base, trained, judge or 0, longest)

@@ -175,7 +175,10 @@ class Session:
         self.report.say(f"peak memory: {_peak_memory():.2f} GiB")
         if self.world.is_main:
             picture = self.run.path / "curves.png"
-            drawn = draw_curves(picture, self.run.metrics())
+            temporary = picture.with_suffix(".tmp")
+            drawn = draw_curves(temporary, self.run.metrics())
+            if drawn:
+                temporary.replace(picture)
             last = self.run.iteration(self.config.iterations - 1) / "adapter"
             write_directory(
                 self.run.path / "final",

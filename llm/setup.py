@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from games.errors import InputError
@@ -22,6 +23,7 @@ from llm.policy import Policy
 from llm.sampling import on_policy
 from solvers.divergences import parse
 from solvers.fits import Fit, get_fit
+from solvers.plays import Plays
 from solvers.rules import UpdateRule, get_rule
 
 
@@ -62,6 +64,14 @@ def prepare(config: TrainConfig, world: World) -> Parts:
     )
     longest = max(len(p.token_ids) for fold in (*prompts.folds, prompts.held_out) for p in fold)
     policy.check_length(longest, config.sample.max_new_tokens)
+    per_prompt = items_per_prompt(config, rule, fit)
+    for t in range(len(prompts.folds)):
+        asked = prompts.of_iteration(t, config.data.prompts_per_iteration)
+        if len(asked) * per_prompt < config.train.batch_size:
+            raise InputError(
+                f"train.batch_size={config.train.batch_size}: an iteration has only "
+                f"{len(asked) * per_prompt} items; lower it, or take more prompts or responses"
+            )
     judge, device = load_judge(config)
     known = beside(config, rule, policy, [prompt for fold in prompts.folds for prompt in fold])
     return Parts(policy, prompts, judge, device, rule, fit, known)
@@ -85,6 +95,13 @@ def rule_and_fit(config: TrainConfig) -> tuple[UpdateRule, Fit]:
         raise InputError(f"rule_options: not all of {names} are settings of a rule") from None
     fit.check(rule)
     return rule, fit
+
+
+def items_per_prompt(config: TrainConfig, rule: UpdateRule, fit: Fit) -> int:
+    """How many rows a prompt's K responses make: K, the best and the worst, or pairs."""
+    k = config.samples_per_prompt
+    plays = Plays.sampled(np.full((k, k), 0.5), np.zeros(k), np.zeros(k), config.diagonal)
+    return fit.items(plays, rule(plays)).weight.shape[-1]
 
 
 def load_judge(config: TrainConfig) -> tuple[Judge, torch.device]:
