@@ -1,0 +1,229 @@
+"""Exact equilibria of zero-sum games: symmetric or not, regularised or not, one or many at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from games import MatrixGame, SymmetricGame
+from games.errors import InputError
+
+from .arrays import Array, normalise
+from .divergences import Divergence
+from .faces import MARGIN, finish, is_equilibrium
+from .gap import duality_gap
+from .interior_point import Iterate, Problem, Result, interior_point, newton
+from .simplex import simplex
+from .skew import Bipartite, Simplices, Skew
+from .solve import Status
+
+# Gap of a converged equilibrium, in units of the payoff or of its range where that is larger.
+TOLERANCE = 1e-12
+# Games of up to LARGEST actions are solved CHUNK entries of payoff at a time: all that is worked on
+# then stays in the cache.
+LARGEST, CHUNK = 32, 1 << 15
+# Cooling from a temperature further above τ than this takes longer than the path.
+HOTTEST = 16.0
+
+
+@dataclass(frozen=True)
+class Equilibrium:
+    """What both players do in equilibrium, and what bounds the error.
+
+    logp, opponent_logp  log-probabilities (..., m), (..., n); the same in a symmetric game. Exact
+                         zeros are -inf
+    value                (...,) xᵀAy, what the row player then expects, without the regularisers
+    duality_gap          (...,) see `duality_gap`
+    unique               (...,) False where there are known to be several equilibria: then logp is
+                         the analytic centre, which maximises Σ log x + Σ log y over the actions
+                         that some equilibrium plays + Σ log (what is lost) over the others
+    iterations           (...,) linear systems solved for each game
+    status               converged, or max_steps if a gap is above 1e-12 (payoffs of order 1)
+    """
+
+    logp: np.ndarray
+    opponent_logp: np.ndarray
+    value: np.ndarray
+    duality_gap: np.ndarray
+    unique: np.ndarray
+    method: str
+    seconds: float
+    iterations: np.ndarray
+    status: Status
+
+    @property
+    def policy(self) -> np.ndarray:
+        """(..., m): the row player's probabilities."""
+        return np.exp(self.logp)
+
+    @property
+    def opponent_policy(self) -> np.ndarray:
+        """(..., n): the column player's probabilities."""
+        return np.exp(self.opponent_logp)
+
+
+def equilibrium(
+    game: SymmetricGame | MatrixGame,
+    regularizer: Divergence | None = None,
+    tau: float = 0.0,
+    reference: Array | tuple[Array, Array] | None = None,
+) -> Equilibrium:
+    """The equilibrium of J(x, y) = xᵀAy − τR(x, μ₁) + τR(y, μ₂), to a duality gap ≤ 1e-12.
+
+    `reference` is log μ (..., n), uniform unless given, or a pair of them in a zero-sum game. At
+    τ = 0 an interior point method finds the optimal face, and a linear system the equilibrium on
+    it; at τ > 0 Newton's method does, from an interior point where it must.
+    Raises InputError for τ < 0, τ > 0 without a regulariser, or a reference that does not fit.
+
+    >>> from games import zoo
+    >>> equilibrium(zoo.get("biased_rps")).policy
+    array([0.0625, 0.625 , 0.3125])
+    """
+    began = time.perf_counter()
+    if not 0 <= tau < math.inf:
+        raise InputError(f"tau is {tau}; it must be a number ≥ 0")
+    if tau > 0 and regularizer is None:
+        raise InputError("tau > 0 needs a regularizer, such as reverse_kl")
+    if tau == 0:
+        regularizer = None
+    references = references_of(game, reference)
+    # Without a regulariser the reference does not matter, and every path starts at uniform.
+    found = _find(game, regularizer, tau, references if regularizer else references_of(game, None))
+
+    batch, (m, n) = game.batch_shape, game.payoff.shape[-2:]
+    symmetric = isinstance(game, SymmetricGame)
+    log_z = np.ascontiguousarray(found.log_z.T)
+    logp = log_z[:, :m].reshape(*batch, m)
+    opponent_logp = logp if symmetric else log_z[:, m:].reshape(*batch, n)
+    if symmetric:
+        value = np.full(batch, game.value)
+    else:
+        wins = (game.payoff @ np.exp(opponent_logp)[..., None])[..., 0]
+        value = (np.exp(logp) * wins).sum(axis=-1)
+    gap = duality_gap(
+        game,
+        logp,
+        None if symmetric else opponent_logp,
+        regularizer,
+        tau,
+        references[0] if symmetric else references,
+    )
+    unit = np.maximum(1.0, game.payoff.max(axis=(-1, -2)) - game.payoff.min(axis=(-1, -2)))
+    converged = found.solved.all() and np.all(np.abs(gap) <= TOLERANCE * unit)
+    return Equilibrium(
+        logp,
+        opponent_logp,
+        value,
+        gap,
+        ~found.several.reshape(batch),
+        "exact",
+        time.perf_counter() - began,
+        found.steps.reshape(batch),
+        Status.CONVERGED if converged else Status.MAX_STEPS,
+    )
+
+
+def references_of(
+    game: SymmetricGame | MatrixGame, reference: Array | tuple[Array, Array] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both players' log μ, (..., m) and (..., n), from what the user gave. Raises InputError."""
+    given = reference if isinstance(reference, tuple | list) else (reference, reference)
+    if len(given) != 2 or (isinstance(game, SymmetricGame) and isinstance(reference, tuple | list)):
+        raise InputError("the reference is one policy, or a pair of them in a zero-sum game")
+    references = []
+    for theta, size in zip(given, game.payoff.shape[-2:], strict=True):
+        theta = np.full(size, -math.log(size)) if theta is None else np.asarray(theta, dtype=float)
+        try:
+            theta = np.broadcast_to(theta, (*game.batch_shape, size))
+        except ValueError:
+            shape = (*game.batch_shape, size)
+            raise InputError(f"the reference has shape {theta.shape}, not {shape}") from None
+        if not np.isfinite(theta).all():
+            raise InputError("the reference has zeros: every action needs a positive share")
+        if not np.allclose(np.exp(theta).sum(axis=-1), 1, atol=1e-6):
+            raise InputError("the reference must be log-probabilities: exp of it must sum to 1")
+        references.append(normalise(theta))
+    return references[0], references[1]
+
+
+def _find(game, regularizer, tau, references) -> Result:
+    """Every game by the quickest way; by the next what that does not solve; the last one by one."""
+    m, n = game.payoff.shape[-2:]
+    payoffs = game.payoff.reshape(-1, m, n)
+    symmetric = isinstance(game, SymmetricGame)
+    simplices = Simplices((n,) if symmetric else (m, n))
+    log_mu = np.concatenate(references[: len(simplices.sizes)], axis=-1).reshape(len(payoffs), -1)
+    small = sum(simplices.sizes) <= LARGEST
+    quick = [_by_simplex if small else _by_path] if regularizer is None else [_by_newton, _by_path]
+    found = Result.empty((sum(simplices.sizes), len(payoffs)))
+    with np.errstate(all="ignore"):
+        for attempt in (*quick, _with_care):
+            left = np.flatnonzero(~found.solved)
+            many = CHUNK // sum(simplices.sizes) ** 2 if small and attempt is not _with_care else 1
+            for games in np.split(left, range(many, len(left), many)):
+                if len(games):
+                    table, scale = _scaled(payoffs[games], game.value if symmetric else None)
+                    if regularizer is not None:
+                        common = scale.max()  # one temperature for all
+                        table, scale = table * (scale / common), common
+                    skew = Skew(table) if symmetric else Bipartite(table)
+                    mu = log_mu[games].T
+                    problem = Problem(skew, simplices, mu, regularizer, float(tau / np.max(scale)))
+                    found.fill(games, attempt(problem))
+    return found
+
+
+def _scaled(payoffs: np.ndarray, middle: float | None) -> tuple[np.ndarray, np.ndarray]:
+    """(B, m, n) -> (m, n, B), (B,): payoffs between −1 and 1, and the unit they are in."""
+    table = payoffs.transpose(1, 2, 0)
+    if middle is None:
+        middle = (table.max(axis=(0, 1)) + table.min(axis=(0, 1))) / 2
+    table = table - middle
+    scale = np.maximum(table.max(axis=(0, 1)), -table.min(axis=(0, 1)))
+    scale = np.where(scale > 0, scale, 1.0)
+    return np.ascontiguousarray(table / scale), scale
+
+
+def _by_simplex(problem: Problem) -> Result:
+    """Only where the equilibrium is the only one: otherwise it would be a corner."""
+    x, y = simplex(2.0 + problem.skew.payoff)
+    z = y if isinstance(problem.skew, Skew) else np.concatenate([x, y])
+    result = Result.empty(z.shape)
+    result.log_z = np.log(z)
+    result.solved = is_equilibrium(problem, z, MARGIN)
+    result.steps += 1
+    return result
+
+
+def _by_newton(problem: Problem) -> Result:
+    """Newton's method, from a temperature at which its first step changes no policy by much."""
+    start = np.exp(problem.response(np.zeros_like(problem.log_mu)))
+    g = problem.skew @ start
+    spread, total = problem.simplices.spread, problem.simplices.total
+    centred = g - spread(total(start * g))
+    heat = np.abs(centred / problem.curvature(np.log(start))).max(axis=0)
+    result = Result.empty(g.shape)
+    games = np.flatnonzero(heat <= HOTTEST)
+    if len(games):
+        result.fill(games, newton(problem[games], g[:, games], np.maximum(heat[games], 1.0)))
+    return result
+
+
+def _by_path(problem: Problem) -> Result:
+    if problem.regularizer is None:
+        uniform = 1 / sum(problem.simplices.sizes)
+        return interior_point(problem, finish, first_attempt=uniform**2, order=10)
+    return interior_point(problem, _by_newton_from, 0.3 * problem.tau, order=3)
+
+
+def _by_newton_from(problem: Problem, at: Iterate) -> Result:
+    return newton(problem, at.payoffs, np.ones(at.z.shape[1]))
+
+
+def _with_care(problem: Problem) -> Result:
+    """One game, pivoting in its whole table."""
+    return _by_path(dataclasses.replace(problem, skew=problem.skew.whole))

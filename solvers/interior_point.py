@@ -1,0 +1,298 @@
+"""The monotone complementarity problem behind every equilibrium, and two ways to solve it.
+
+Find policies z ≥ 0, each block adding up to 1, and one ν per block with
+
+    w = spread(ν) + τ∇R(z) − K z ≥ 0,   z ∘ w = 0.
+
+`interior_point` follows the central path z ∘ w = t m (m the start, a policy) to t = 0 from afar.
+`newton` solves g = K·(best response to g) from nearby; a best response knows exact zeros, and tiny
+probabilities in their logs. Arrays are (N, B), the games of a batch last, and
+payoffs are of order 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from .divergences import Divergence
+from .skew import Bipartite, Simplices, Skew, TangentResolvent
+
+MAX_STEPS = 100
+# Newton's method cools by this factor once the mean square of a step is this short.
+COOLING, SHORT = 0.5, 0.2
+# A step along the path keeps z∘w/m above this fraction of its mean.
+CENTRALITY = 1e-3
+# The fractions 1 − s of the path that a step may leave over, from the best.
+REMAINS = np.array([1e-4, 1e-3, 0.01, 0.03, 0.06, *np.arange(2, 19) / 20, 0.95, 0.98, 0.99, 0.999])
+# Bounds on a gap: `END` is where rounding ends a path, `SOLVED` what a solved game must reach.
+END, SOLVED = 1e-15, 1e-13
+
+
+@dataclass(frozen=True)
+class Problem:
+    """K, the simplices, and τR with log μ (N, B). Without a regulariser log μ is uniform."""
+
+    skew: Skew | Bipartite
+    simplices: Simplices
+    log_mu: np.ndarray
+    regularizer: Divergence | None = None
+    tau: float = 0.0
+
+    def __getitem__(self, games: np.ndarray) -> Problem:
+        return Problem(
+            self.skew[games], self.simplices, self.log_mu[:, games], self.regularizer, self.tau
+        )
+
+    def response(self, g: np.ndarray) -> np.ndarray:
+        """(N, B) -> (N, B): log argmax_z ⟨g, z⟩ − τR(z)."""
+        assert self.regularizer is not None
+        blocks = zip(self.simplices.split(g), self.simplices.split(self.log_mu), strict=True)
+        best = [self.regularizer.best_response(g.T, mu.T, self.tau).T for g, mu in blocks]
+        return np.concatenate(best)
+
+    def gradient(self, z: np.ndarray) -> np.ndarray:
+        """(N, B) -> (N, B): τ∇R."""
+        if self.regularizer is None:
+            return np.zeros_like(z)
+        return self.tau * self.regularizer.gradient(np.log(z), self.log_mu)
+
+    def curvature(self, log_z: np.ndarray) -> np.ndarray:
+        """(N, B) -> (N, B): the derivative of τ∇R in log z."""
+        if self.regularizer is None:
+            return np.zeros_like(log_z)
+        return self.tau * self.regularizer.slope_derivative(log_z - self.log_mu)
+
+
+@dataclass
+class Result:
+    """log z (N, B); and for each game (B,): solved, of several equilibria, matrices factored."""
+
+    log_z: np.ndarray
+    solved: np.ndarray
+    several: np.ndarray
+    steps: np.ndarray
+
+    @staticmethod
+    def empty(shape: tuple[int, int]) -> Result:
+        no = np.zeros(shape[1], bool)
+        return Result(np.full(shape, np.nan), no, no.copy(), np.zeros(shape[1], int))
+
+    def fill(self, games: np.ndarray, found: Result) -> None:
+        """Enter what was found for some of the games; the matrices add up."""
+        self.log_z[:, games] = found.log_z
+        self.solved[games], self.several[games] = found.solved, found.several
+        self.steps[games] += found.steps
+
+
+@dataclass
+class Iterate:
+    """A point of the path with z, w > 0: all (N, B) but ν, (q, B). Or a coefficient of the path."""
+
+    z: np.ndarray
+    w: np.ndarray
+    nu: np.ndarray
+    payoffs: np.ndarray  # K z
+    gradient: np.ndarray  # τ∇R(z)
+
+    def __getitem__(self, games: np.ndarray) -> Iterate:
+        return Iterate(*(a[:, games] for a in vars(self).values()))
+
+
+Finish = Callable[[Problem, Iterate], Result]
+
+
+def newton(problem: Problem, g: np.ndarray, heat: np.ndarray) -> Result:
+    """(N, B), (B,) ≥ 1 -> Result: the regularised equilibrium, from payoffs g near those in it.
+
+    Each game is first solved at the temperature heat·τ, and cooled as soon as the steps are short.
+    A step at one temperature has to halve the local norm √Σh(K z − g)², whose square is the duality
+    gap to second order; at the first that does not, two bounds on the gap say whether rounding is
+    to blame.
+    """
+    result = Result.empty(g.shape)
+    games, last = np.arange(g.shape[1]), np.full(g.shape[1], np.inf)
+    spread, total = problem.simplices.spread, problem.simplices.total
+    for step in range(MAX_STEPS):
+        log_z = problem.response(g / heat)
+        z = np.exp(log_z)
+        miss = problem.skew @ z - g
+        curvature = heat * problem.curvature(log_z)
+        h = np.where(z > 0, z / curvature, 0.0)
+        centred = miss - spread(total(h * miss) / total(h))
+        gap = (h * centred**2).sum(axis=0)
+        stalled = ~(gap <= np.where(heat == 1, 0.5, 1.0) * last)
+        ended = stalled | ((heat == 1) & (gap <= 1e-26 * problem.tau))
+        if ended.any():
+            # Far from an equilibrium h can vanish, and the local norm with it; the first bound
+            # cannot. Where R hardly bends, g does not tell z to full precision; the second sees it.
+            here = problem[ended]
+            response = here.response((g + miss)[:, ended])
+            moved = np.exp(response) - z[:, ended]
+            bound = miss[:, ended] * moved + h[:, ended] * (here.skew @ moved) ** 2
+            result.log_z[:, games[ended]] = response
+            result.solved[games[ended]] = (heat[ended] == 1) & (bound.sum(axis=0) <= 0.1 * SOLVED)
+            left = ~ended
+            if not left.any():
+                break
+            problem, games, gap, heat = problem[left], games[left], gap[left], heat[left]
+            z, h, miss = z[:, left], h[:, left], miss[:, left]
+            centred, curvature = centred[:, left], curvature[:, left]
+        result.steps[games] = step + 1
+        dz, _ = TangentResolvent(problem.skew, problem.simplices, h, miss).first
+        g = problem.skew @ (z + dz)
+        # The mean square of the relative change of z.
+        short = np.where(z > 0, h * centred**2 / curvature, 0.0).sum(axis=0) <= SHORT
+        cooler = np.where(short, np.maximum(1.0, COOLING * heat), heat)
+        last, heat = np.where(cooler < heat, np.inf, gap), cooler
+    return result
+
+
+def interior_point(problem: Problem, finish: Finish, first_attempt: float, order: int) -> Result:
+    """Follow the central path of each game until `finish` solves the game from a point of it.
+
+    `finish` is tried when t has first fallen to `first_attempt`, and then at each fifth of the
+    last time. Each matrix serves `order` terms of the path. A game that `finish` never solves is
+    followed to where rounding ends the path.
+    """
+    at = _start(problem)
+    m = at.z
+    result = Result.empty(m.shape)
+    games = np.arange(m.shape[1])
+    limit, best = np.full(len(games), first_attempt), np.full(len(games), np.inf)
+    careful = stuck = np.zeros(len(games), bool)
+    for _ in range(MAX_STEPS):
+        t = _mean(problem, at.z * at.w)
+        over = stuck | (t <= END)
+        near = (t <= limit) | over
+        if near.any():
+            end = finish(problem[near], at[near])
+            last = over[near] & ~end.solved
+            end.log_z[:, last] = _end_of_path(problem[near], at[near])[:, last]
+            end.solved[last] = t[near][last] <= SOLVED
+            result.fill(games[near], end)
+            limit[near] = 0.2 * t[near]
+            left = ~(over | result.solved[games])
+            if not left.any():
+                break
+            problem, at, m, t = problem[left], at[left], m[:, left], t[left]
+            games, limit, best, careful = games[left], limit[left], best[left], careful[left]
+        result.steps[games] += 1
+        path = _path(problem, at, t * m, careful, order)
+        at, remains = _follow(problem, path, m)
+        t = _mean(problem, at.z * at.w)
+        stuck = careful & (remains == 1)
+        # Hardly towards 0: next, a plain Newton step to the centre.
+        careful = (t > 0.7 * best) | (remains > 0.9)
+        best = np.minimum(best, t)
+    else:
+        result.log_z[:, games] = _end_of_path(problem, at)
+    return result
+
+
+def _mean(problem: Problem, products: np.ndarray) -> np.ndarray:
+    """(N, B) -> (B,): t, the mean of z∘w/m with weights m."""
+    return products.sum(axis=0) / len(problem.simplices.sizes)
+
+
+def _start(problem: Problem) -> Iterate:
+    """As far from μ towards uniform as the regulariser does not pull more than the payoffs do."""
+    simplices, log_z = problem.simplices, problem.log_mu
+    if problem.regularizer is not None:
+        for share in (0.25, 0.5, 0.75, 1.0):
+            mixed = (1 - share) * problem.log_mu
+            mixed = mixed - simplices.spread(np.log(simplices.total(np.exp(mixed))))
+            pull = _width(problem, problem.gradient(np.exp(mixed)))
+            log_z = np.where(pull <= _width(problem, problem.skew @ np.exp(mixed)), mixed, log_z)
+    z = np.exp(log_z)
+    payoffs, gradient = problem.skew @ z, problem.gradient(z)
+    excess = gradient - payoffs
+    width = _width(problem, excess)
+    low = np.stack([block.min(axis=0) for block in simplices.split(excess)])
+    nu = np.where(width > 0, width, 1.0) - low
+    return Iterate(z, simplices.spread(nu) + excess, nu, payoffs, gradient)
+
+
+def _width(problem: Problem, values: np.ndarray) -> np.ndarray:
+    """(N, B) -> (B,): the widest range within a block."""
+    blocks = problem.simplices.split(values)
+    return np.max([block.max(axis=0) - block.min(axis=0) for block in blocks], axis=0)
+
+
+def _path(
+    problem: Problem, at: Iterate, centre: np.ndarray, careful: np.ndarray, order: int
+) -> list[Iterate]:
+    """Taylor coefficients at s = 0 of the path z∘w = (1 − s)((1 − s) z₀∘w₀ + s·centre).
+
+    One matrix serves every order. Of a curved gradient the second order is estimated and the rest
+    left out. A careful game gets one Newton step to z∘w = centre/2 instead.
+    """
+    curvature = problem.curvature(np.log(at.z))
+    h = at.z / (at.w + curvature)
+    now = at.z * at.w
+    product = {1: np.where(careful, 0.5 * centre - now, centre - 2 * now), 2: now - centre}
+    solve = TangentResolvent(problem.skew, problem.simplices, h, product[1] / at.z)
+    path = [at]
+    for k in range(1, order + 1):
+        rest = product.get(k, 0.0) - sum(path[j].z * path[k - j].w for j in range(1, k))
+        bend = _bend(problem, at, path[1].z, curvature) if k == 2 else np.zeros_like(h)
+        if k > 1:
+            rest, bend = np.where(careful, 0.0, rest), np.where(careful, 0.0, bend)
+        z, nu = solve.first if k == 1 else solve(rest / at.z - bend)
+        w = (rest - at.w * z) / at.z
+        gradient = curvature * z / at.z + bend
+        payoffs = problem.simplices.spread(nu) + gradient - w
+        path.append(Iterate(z, w, nu, payoffs, gradient))
+    return path
+
+
+def _bend(problem: Problem, at: Iterate, dz: np.ndarray, curvature: np.ndarray) -> np.ndarray:
+    """The second-order term of τ∇R along z + s dz, from a tenth of the way to the boundary."""
+    if problem.regularizer is None:
+        return np.zeros_like(dz)
+    s = 0.1 / np.maximum((-dz / at.z).max(axis=0), 1.0)
+    return (problem.gradient(at.z + s * dz) - at.gradient - s * curvature * dz / at.z) / s**2
+
+
+def _follow(problem: Problem, path: list[Iterate], m: np.ndarray) -> tuple[Iterate, np.ndarray]:
+    """The farthest point of the path, by bisection over REMAINS, well inside; and its 1 − s."""
+    spread, total = problem.simplices.spread, problem.simplices.total
+    terms = [np.stack([getattr(term, part) for term in path]) for part in ("z", "nu", "payoffs")]
+    low, high = np.zeros(m.shape[1], int), np.full(m.shape[1], len(REMAINS) - 1)
+    while True:
+        middle = (low + high) // 2
+        powers = (1 - REMAINS[middle]) ** np.arange(len(path))[:, None, None]
+        z, nu, payoffs = ((powers * term).sum(axis=0) for term in terms)
+        z = z / spread(total(z))
+        gradient = problem.gradient(z)
+        w = spread(nu) + gradient - payoffs
+        lowest = CENTRALITY * np.abs(_mean(problem, z * w))
+        inside = (z.min(axis=0) > 0) & ((z * w / m).min(axis=0) > lowest)
+        if (low == high).all():
+            break
+        low, high = (
+            np.where(inside, low, np.minimum(middle + 1, high)),
+            np.where(inside, middle, high),
+        )
+    payoffs = problem.skew @ z
+    w = spread(nu) + gradient - payoffs
+    inside &= (w > 0).all(axis=0)
+    # Where not even the shortest step is inside, stay.
+    there = Iterate(z, w, nu, payoffs, gradient)
+    chosen = (
+        np.where(inside, a, b)
+        for a, b in zip(vars(there).values(), vars(path[0]).values(), strict=True)
+    )
+    return Iterate(*chosen), np.where(inside, REMAINS[low], 1.0)
+
+
+def _end_of_path(problem: Problem, at: Iterate) -> np.ndarray:
+    """log z where the path ends; the best response where z is too small to move anything."""
+    if problem.regularizer is None:
+        return np.log(at.z)
+    slope = (at.payoffs - problem.simplices.spread(at.nu)) / problem.tau
+    slope -= problem.regularizer.tilt * problem.log_mu
+    response = problem.log_mu + problem.regularizer.inverse_slope(slope)
+    return np.where(at.z < 1e-9, response, np.log(at.z))
