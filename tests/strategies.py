@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 from games import PreferenceGame
 from solvers import parse
 
-KERNELS = ["reverse_kl", "forward_kl", "chi2", "js", "hellinger", "alpha:0.5", "alpha:3", "alpha:-1"]
+KERNELS = [
+    "reverse_kl",
+    "forward_kl",
+    "chi2",
+    "js",
+    "hellinger",
+    "alpha:0.5",
+    "alpha:3",
+    "alpha:-1",
+]
 SUMS = ["0.1*forward_kl+0.5*reverse_kl", "reverse_kl+0.3*chi2", "js+2*hellinger", "0.2*entropy+js"]
 SPECS = [*KERNELS, "entropy", *SUMS]
 

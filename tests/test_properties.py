@@ -1,0 +1,228 @@
+"""The theorems, as properties of random games: fixed points, gaps, rates, cycles."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from games import DataGame, zoo
+from solvers import Plays, Status, duality_gap, get_rule, parse, solve, step
+from solvers.arrays import normalise
+from solvers.equilibrium import equilibrium
+from solvers.rates import lipschitz, modulus, no_regret_step, predicted_kl, theory_step
+from solvers.rules import RULES, harmonic
+from solvers.solve import kl_divergence, spin_target
+from tests.strategies import (
+    divergences,
+    games,
+    games_with_reference,
+    random_game,
+    random_policy,
+    seeds,
+    sizes,
+    strongly_convex,
+    temperatures,
+)
+
+RPS = zoo.get("rps")
+
+
+@given(games_with_reference(), divergences, temperatures, st.floats(0.01, 2))
+def test_the_regularised_equilibrium_is_a_fixed_point(game_and_mu, regularizer, tau, eta):
+    """Of GMMD and of smooth fictitious play; of OMD where π* has no zeros."""
+    game, mu = game_and_mu
+    star = equilibrium(game, regularizer, tau, mu).logp
+    plays = Plays.exact(game.payoff, star, mu, logp_average=star)
+    for name in ("gmmd", "smooth_fictitious_play", "omd"):
+        rule = replace(RULES[name], regularizer=regularizer, tau=tau)
+        if name == "omd" and not np.isfinite(star).all():
+            continue
+        rule = rule if rule.eta == math.inf else replace(rule, eta=eta)
+        moved = np.exp(step(rule(plays), plays))
+        # π* itself is known to a gap of 1e-12, that is to √(1e-12/τm) at worst where m is small.
+        assert moved == pytest.approx(np.exp(star), abs=1e-6), name
+
+
+@given(games_with_reference(), temperatures, st.floats(0.05, 0.9))
+def test_reverse_kl_fixed_points(game_and_mu, tau, share):
+    game, mu = game_and_mu
+    star = equilibrium(game, parse("reverse_kl"), tau, mu).logp
+    plays = Plays.exact(game.payoff, star, mu)
+    for name in ("mmd", "inpo"):
+        rule = get_rule(name, tau=tau, eta=share / tau)
+        # 1e-12 in the gap is at most 1e-6 in KL^½ (Pinsker), in practice rounding.
+        assert step(rule(plays), plays) == pytest.approx(star, abs=1e-8), name
+
+
+def test_nash_md_with_a_constant_step_rests_elsewhere():
+    """At a distance that is O(η) (KL: O(η²)), where MMD rests at the equilibrium."""
+    game, mu, tau = random_game(3, 4), random_policy(4, 4), 0.5
+    star = equilibrium(game, parse("reverse_kl"), tau, mu).logp
+    etas = np.array([0.4, 0.2, 0.1, 0.05, 0.025])
+    rests = [
+        solve(game, "nash_md", tau=tau, eta=eta, reference=mu, steps=4000, tol=0).policy
+        for eta in etas
+    ]
+    distance = [np.abs(rest - np.exp(star)).sum() for rest in rests]
+    order = np.polyfit(np.log(etas), np.log(distance), 1)[0]
+    assert order == pytest.approx(1, abs=0.1)  # the next order bends the fit by a few per cent
+    assert distance[0] > 1e-3
+
+
+@given(games(), seeds, divergences, temperatures)
+def test_the_gap_is_not_negative(game, seed, regularizer, tau):
+    logp = random_policy(seed, game.n)
+    assert duality_gap(game, logp) >= -1e-14
+    assert (
+        duality_gap(game, logp, None, regularizer, tau, random_policy(seed + 1, game.n)) >= -1e-13
+    )
+
+
+@given(games_with_reference(), divergences, temperatures, seeds)
+def test_the_gap_vanishes_only_at_the_equilibrium(game_and_mu, regularizer, tau, seed):
+    game, mu = game_and_mu
+    star = equilibrium(game, regularizer, tau, mu)
+    assert abs(duality_gap(game, star.logp, None, regularizer, tau, mu)) <= 1e-12
+    elsewhere = random_policy(seed, game.n)
+    assume(np.abs(np.exp(elsewhere) - star.policy).max() > 0.05)
+    assert duality_gap(game, elsewhere, None, regularizer, tau, mu) > 1e-7
+
+
+@given(games_with_reference(), strongly_convex, st.floats(0.05, 2), seeds, st.floats(0.05, 1))
+def test_gmmd_contracts_at_the_rate_of_the_theorem(game_and_mu, regularizer, tau, seed, part):
+    """KL(π*‖π_{t+1}) ≤ KL(π*‖π_t)/(1 + ητm) for η ≤ τm/L², with each R's own modulus m."""
+    game, mu = game_and_mu
+    assume(lipschitz(game) > 1e-3)
+    m = regularizer.modulus(mu)
+    assume(tau * m > 1e-4)
+    star = equilibrium(game, regularizer, tau, mu).logp
+    eta = part * tau * m / lipschitz(game) ** 2
+    logp, rule = (
+        random_policy(seed, game.n),
+        get_rule("gmmd", tau=tau, eta=eta, regularizer=regularizer),
+    )
+    for _ in range(3):
+        before = kl_divergence(star, logp)
+        plays = Plays.exact(game.payoff, logp, mu)
+        logp = step(rule(plays), plays)
+        # KL below 1e-9 is at the accuracy of π*.
+        assert kl_divergence(star, logp) <= before / (1 + eta * tau * m) + 1e-9
+
+
+@given(games_with_reference(), st.floats(0.05, 2))
+def test_nash_md_obeys_its_bound(game_and_mu, tau):
+    """KL(π*‖π_T) ≤ 8/(τ²(T + 1)) under η_t = 2/(τ(t + 2)) (Munos et al., Thm 1)."""
+    game, mu = game_and_mu
+    star = equilibrium(game, parse("reverse_kl"), tau, mu).logp
+    run = solve(game, "nash_md", tau=tau, reference=mu, steps=60, tol=0, equilibrium=star)
+    bound = predicted_kl(run.rule, game, mu, run.history.kl[0], run.history.steps)
+    assert np.all(run.history.kl[1:] <= bound[1:])
+    assert bound[1] == pytest.approx(8 / (2 * tau**2))
+
+
+@given(games_with_reference(), st.floats(0.05, 2))
+def test_inpo_obeys_its_bound(game_and_mu, tau):
+    """KL(π*‖π_T) ≤ 32C²/(τ²(T + 1)), C = max(Bτ, 1), |log π_t/μ| ≤ B (INPO, Theorem 4)."""
+    game, mu = game_and_mu
+    star = equilibrium(game, parse("reverse_kl"), tau, mu).logp
+    run = solve(
+        game, "inpo", tau=tau, eta=harmonic(tau, 3), reference=mu, steps=60, tol=0,
+        equilibrium=star, keep_policies=True,
+    )  # fmt: skip
+    widest = max(np.abs(run.history.logp - mu).max(), np.abs(star - mu).max())
+    c = max(widest * tau, 1.0)
+    t = run.history.steps + 1  # their π_1 is π_ref
+    assert np.all(run.history.kl <= 32 * c**2 / (tau**2 * (t + 1)))
+
+
+def test_mwu_moves_away_while_its_average_approaches():
+    start = random_policy(7, 3)
+    star = np.full(3, -math.log(3))
+    run = solve(RPS, "mwu", eta=0.1, start=start, steps=4000, tol=0, equilibrium=star)
+    kl, steps = run.history.kl, run.history.steps
+    assert np.all(np.diff(kl) > 0)  # every step leads away from the equilibrium
+    # Regret: gap of the average ≤ 2(log(n)/(ηT) + ηL²/2), here with KL(π*‖start) for log n.
+    bound = 2 * (kl[0] + 2) / (0.1 * np.maximum(steps, 1)) + 0.1
+    assert np.all(run.history.average_gap <= bound)
+    assert run.history.average_gap[-1] < 0.2 * run.history.average_gap[0]
+    assert run.gap > 5 * run.average_gap
+
+
+@given(games())
+def test_the_average_of_mwu_has_no_regret(game):
+    """Gap of the average ≤ 2·b√(log n/(2T)) with payoffs in a range b (Freund & Schapire)."""
+    steps = 200
+    eta = no_regret_step(game, steps)
+    run = solve(game, "mwu", eta=eta, steps=steps, tol=0)
+    spread = 2 * lipschitz(game)
+    # The average over π_0..π_T has one more term, worth at most 2b/T.
+    assert run.average_gap <= 2 * spread * math.sqrt(math.log(game.n) / (2 * steps)) + (
+        2 * spread / steps
+    )
+
+
+@settings(max_examples=15)  # 2000 steps each
+@given(seeds, st.integers(2, 5))
+def test_fictitious_plays_average_converges(seed, n):
+    """Robinson: the average does. The best responses jump wherever no pure equilibrium exists."""
+    game = random_game(seed, n)
+    wins = game.payoff - 0.5 + np.eye(n)
+    pure = bool(np.any(np.all(wins > 0, axis=1)))
+    run = solve(game, "fictitious_play", steps=2000, tol=0, keep_policies=True)
+    # Seen like T^-½: far below Robinson's proven T^(-1/(2n-2)).
+    assert run.average_gap <= 0.05
+    late = run.history.logp[run.history.steps > 200].argmax(axis=-1)
+    assert pure == (len(np.unique(late)) == 1)
+
+
+@settings(max_examples=25)  # 800 steps each
+@given(seeds, sizes, st.floats(0.5, 1.0), st.sampled_from([1, 2]), st.floats(0.1, 0.8))
+def test_alpha_spin_is_stable_above_its_threshold(seed, n, alpha, memory, excess):
+    """From near its fixed point, h = 1 returns for β > 1/(1+α) and h = 2 for β > ½, else leaves."""
+    data, base = random_policy(seed, n), random_policy(seed + 1, n)
+    threshold = 1 / (1 + alpha) if memory == 1 else 0.5
+    for beta, stable in ((threshold * (1 + excess), True), (threshold / (1 + excess), False)):
+        rule = get_rule("alpha_spin", alpha=alpha, memory=memory, eta=1 / beta)
+        target = spin_target(rule, data, base)
+        near = normalise(target + 1e-3 * np.random.default_rng(seed).normal(size=n))
+        # The slowest mode at 10 % from the threshold, 0.95 a step, falls by 1e-9 in 400.
+        run = solve(DataGame(np.exp(data)), rule, start=near, reference=base, steps=400, tol=0)
+        if stable:
+            assert run.gap < 1e-12
+        else:
+            assert (
+                run.status is Status.NON_FINITE or run.history.gap.max() > 100 * run.history.gap[0]
+            )
+
+
+@given(games())
+def test_lipschitz_bounds_the_operator(game):
+    """|P(π − π′)|_∞ ≤ L‖π − π′‖₁, attained, and blind to a constant."""
+    rng = np.random.default_rng(0)
+    p, q = rng.dirichlet(np.ones(game.n), size=(2, 50))
+    moved = np.abs((p - q) @ game.payoff.T)
+    assert np.all(moved.max(-1) <= lipschitz(game) * np.abs(p - q).sum(-1) + 1e-15)
+    i = (game.payoff.max(-1) - game.payoff.min(-1)).argmax()
+    pair = np.zeros(game.n)
+    pair[game.payoff[i].argmax()], pair[game.payoff[i].argmin()] = 1, -1
+    assert game.payoff[i] @ pair == pytest.approx(lipschitz(game) * 2, abs=1e-15)
+
+
+def test_theory_steps():
+    game, mu = random_game(0, 4), random_policy(1, 4)
+    lip = lipschitz(game)
+    forward = get_rule("gmmd", tau=0.3, regularizer="forward_kl")
+    m = 2 * math.sqrt(np.prod(np.sort(np.exp(mu))[:2]))
+    assert modulus(forward, mu) == pytest.approx(m)
+    assert theory_step(forward, game, mu).eta == pytest.approx(0.3 * m / lip**2)
+    nash = theory_step(get_rule("nash_md", tau=0.2), game, mu)
+    assert nash.eta_at(0) == 5.0
+    inpo = theory_step(get_rule("inpo", tau=0.2), game, mu)
+    assert inpo.eta_at(0) == pytest.approx(10 / 3)
+    assert predicted_kl(replace(forward, eta=10.0), game, mu, 1.0, [1]) is None
+    assert predicted_kl(get_rule("mwu", eta=1.0), game, mu, 1.0, [1]) is None
