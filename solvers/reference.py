@@ -59,7 +59,7 @@ def equilibrium_by_lp(
 
     _one_game(game)
     if tau > 0:
-        raise InputError("a linear program knows no regularizer: use the exact method or cvxpy")
+        raise InputError("method lp knows no regularizer: use exact or cvxpy")
     began = time.perf_counter()
 
     def best(table: np.ndarray) -> np.ndarray:
