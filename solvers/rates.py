@@ -54,6 +54,23 @@ def theory_step(
         return replace(rule, eta=harmonic(rule.tau, first=3))
     if rule.regularization != "implicit" or rule.eta == math.inf:
         raise InputError(f"rule '{rule.name}' has no step size by theory: give a number for eta")
+    return replace(rule, eta=largest_step(rule, game, reference, mirror))
+
+
+def largest_step(
+    rule: UpdateRule, game: Game, reference: Array, mirror: MirrorMap = ENTROPY
+) -> float:
+    """τm/L²: the largest constant step for which GMMD and MMD are certain to converge.
+
+    Sokota et al. 2022, Thm 3.4. (RSPO Prop. 3.1 prints η ≤ τ, which is not enough where m < L²;
+    preferences have L ≤ ½.) Raises InputError where m or L is 0.
+
+    >>> from games import zoo
+    >>> from solvers.rules import get_rule
+    >>> rule = get_rule("gmmd", tau=0.1, regularizer="forward_kl")
+    >>> round(largest_step(rule, zoo.get("rps"), np.log([0.2, 0.3, 0.5])), 6)
+    0.195959
+    """
     m, lip = modulus(rule, reference, mirror), lipschitz(game)
     if m == 0:
         raise InputError(
@@ -62,7 +79,7 @@ def theory_step(
         )
     if lip == 0:
         raise InputError("all payoffs are equal (L = 0): any step size will do, give a number")
-    return replace(rule, eta=rule.tau * m / lip**2)
+    return rule.tau * m / lip**2
 
 
 def no_regret_step(game: SymmetricGame | MatrixGame, steps: int) -> float:
@@ -109,9 +126,22 @@ def predicted_kl(
     steps = np.asarray(steps)
     if rule.regularization == "mixture" and callable(rule.eta):
         return 8 / (rule.tau**2 * (steps + 1))
+    rate = predicted_rate(rule, game, reference, mirror)
+    return None if rate is None else kl_start * rate**steps
+
+
+def predicted_rate(
+    rule: UpdateRule, game: Game, reference: Array, mirror: MirrorMap = ENTROPY
+) -> float | None:
+    """1/(1 + ητm): what a step of GMMD or MMD leaves of KL(π*‖π_t) at most, for η ≤ τm/L².
+
+    None where no theorem gives a rate: another rule, a schedule, m = 0, or a larger step.
+    """
     if rule.regularization != "implicit" or not isinstance(rule.eta, int | float):
         return None
-    m, eta = modulus(rule, reference, mirror), rule.eta
-    if m == 0 or eta > rule.tau * m / lipschitz(game) ** 2 * (1 + 1e-12):
+    if rule.eta == math.inf:
         return None
-    return kl_start * np.exp(-np.log1p(eta * rule.tau * m) * steps)
+    m = modulus(rule, reference, mirror)
+    if m == 0 or rule.eta * lipschitz(game) ** 2 > rule.tau * m * (1 + 1e-12):
+        return None
+    return 1 / (1 + rule.eta * rule.tau * m)

@@ -177,6 +177,11 @@ class Claim:
     measure: Callable[[Setting], Finding]
     on: tuple[str, ...] = ()
 
+    @property
+    def module(self) -> str:
+        """The module of `solvers.claims` that entered it."""
+        return self.name.partition(".")[0]
+
     def __call__(self, setting: Setting) -> Row:
         """Measure it, on random numbers of its own."""
         return Row(self, self.measure(replace(setting, stream=self.name)))
@@ -217,7 +222,8 @@ def claim(
 
     def enter(measure: Callable[..., Finding]) -> Callable[..., Finding]:
         stated = " ".join((inspect.getdoc(measure) or "").split())
-        name = f"{measure.__module__.rpartition('.')[2]}.{measure.__name__}"
+        module = measure.__module__.removeprefix(f"{__package__}.")
+        name = f"{module}.{measure.__name__}"
         if not texts:
             CLAIMS.append(Claim(paper, equation, stated, name, measure, on))
         for value, text in texts.items():
@@ -279,9 +285,9 @@ def order(x, errors) -> float:
     return float(np.polyfit(np.log(x), np.log(errors), 1)[0])
 
 
-def size(value: float) -> str:
-    """Two digits; rounding errors, which differ between machines, as `< 1e-12`."""
-    return "< 1e-12" if abs(value) < ROUNDING else f"{value:.2g}"
+def size(value: float, floor: float = ROUNDING) -> str:
+    """Two digits; below the floor, where machines differ, as `< floor`."""
+    return f"< {floor:.0e}" if abs(value) < floor else f"{value:.2g}"
 
 
 def vector(values) -> str:
