@@ -1,0 +1,87 @@
+"""What claims are measured at: games with policies on them, and comparisons of policies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from games import SymmetricGame
+
+from ..arrays import Array, against, dot
+from ..divergences import reverse_kl
+from ..equilibrium import equilibrium
+from ..gap import duality_gap
+from ..plays import Plays
+from ..solve import kl_divergence
+from .ledger import Setting, largest, random_policies
+
+TAUS = (0.01, 0.1, 1.0, 10.0)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Games (..., n, n), log π_t, another log π, and log μ (..., n), regularised by reverse KL."""
+
+    games: SymmetricGame
+    current: Array
+    other: Array
+    ref: Array
+    about: str
+    tau: float = 0.2
+
+    @classmethod
+    def of(cls, setting: Setting, count: int = 200, n: int = 4, spread: float = 1.5) -> Self:
+        """Random games, references and policies, or the given game and random policies."""
+        rng = setting.rng
+        games = setting.games(rng, count, n)
+        ref = setting.references(rng, games)
+        current, other = (random_policies(rng, ref.shape, spread) for _ in range(2))
+        return cls(games, current, other, ref, setting.about(games))
+
+    @property
+    def plays(self) -> Plays:
+        return Plays.exact(self.games.payoff, self.current, self.ref)
+
+    @property
+    def star(self) -> Array:
+        """(..., n): log π*."""
+        return equilibrium(self.games, reverse_kl, self.tau, self.ref).logp
+
+    def wins(self, opponent: Array | None = None) -> Array:
+        """(..., n): P(y ≻ π_t), or against another policy."""
+        return against(self.games.payoff, np.exp(self.current if opponent is None else opponent))
+
+    def value(self, first: Array, second: Array) -> Array:
+        """(...,): J(π_1, π_2) = P(π_1 ≻ π_2) − τKL(π_1‖μ) + τKL(π_2‖μ)."""
+        pull = kl_divergence(second, self.ref) - kl_divergence(first, self.ref)
+        return dot(np.exp(first), self.wins(second)) + self.tau * pull
+
+    def gap(self, logp: Array) -> Array:
+        """(...,): the duality gap of π."""
+        return duality_gap(self.games, logp, None, reverse_kl, self.tau, self.ref)
+
+
+def differences(x: Array) -> Array:
+    """(..., n) -> (..., n, n): x(y) − x(y′)."""
+    return x[..., :, None] - x[..., None, :]
+
+
+def variance(logp: Array, values: Array) -> Array:
+    """(..., n), (..., n) -> (...,)."""
+    p = np.exp(logp)
+    return dot(p, (values - dot(p, values)[..., None]) ** 2)
+
+
+def apart(first: Array, second: Array | float) -> float:
+    """The largest difference, in units of the largest number among the two, or of 1."""
+    return largest(np.asarray(first) - second) / max(1.0, largest(first, second))
+
+
+def dependence(difference: Array, terms: Array) -> float:
+    """(P, ...), (P, ...) -> how much a difference varies with the policy, its first axis.
+
+    In units of the largest of the `terms` that it is the difference of, or of 1.
+    """
+    return largest(difference - difference[:1]) / max(1.0, largest(terms))
