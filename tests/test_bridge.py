@@ -303,6 +303,23 @@ def test_the_trainers_curve_is_that_of_a_bare_loop(sampled_rows, checkpoint, tmp
     assert (after - wanted).abs().max() < 1e-6
 
 
+def test_gradient_checkpointing_computes_twice_and_changes_nothing(
+    sampled_rows, checkpoint: Path, tmp_path: Path
+) -> None:
+    _, fit, rows = sampled_rows
+    losses, passes = [], []
+    for on in (False, True):
+        policy, count = load(checkpoint), []
+        layer = policy.model.base_model.model.transformer.h[0].attn
+        layer.register_forward_pre_hook(lambda *_, count=count: count.append(1))
+        settings = replace(SETTINGS, gradient_checkpointing=on)
+        directory = tmp_path / str(on)
+        losses.append(fit_policy(policy, fit, rows, settings, directory=directory, seed=(3,)))
+        passes.append(len(count))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-12)
+    assert passes == [12, 24]  # three epochs of four micro-batches
+
+
 def test_a_fit_brings_the_model_to_the_tabular_step(checkpoint: Path, tmp_path: Path) -> None:
     """Proximal on exact plays: the model's minimiser is the step, and training goes there."""
     policy = load(checkpoint)
