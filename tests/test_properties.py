@@ -59,6 +59,16 @@ def test_reverse_kl_fixed_points(game_and_mu, tau, share):
         assert step(rule(plays), plays) == pytest.approx(star, abs=1e-8), name
 
 
+@given(games(), st.floats(0.05, 5))
+def test_mwu_rests_at_the_unregularised_equilibrium(game, eta):
+    star = equilibrium(game).logp
+    plays = Plays.exact(game.payoff, star, np.full(game.n, -math.log(game.n)))
+    # All played actions win the same to 1e-12, times η.
+    assert np.exp(step(get_rule("mwu", eta=eta)(plays), plays)) == pytest.approx(
+        np.exp(star), abs=1e-11
+    )
+
+
 def test_nash_md_with_a_constant_step_rests_elsewhere():
     """At a distance that is O(η) (KL: O(η²)), where MMD rests at the equilibrium."""
     game, mu, tau = random_game(3, 4), random_policy(4, 4), 0.5
