@@ -17,6 +17,7 @@ from typing import NoReturn
 from games import InputError, zoo
 from games.loading import KINDS
 
+from .claims.arguments import add_parser as add_claims
 from .rules import DEFAULT_TAU, RULES
 
 REGULARIZERS = (
@@ -136,6 +137,7 @@ def _parser() -> Parser:
         "program, unregularised games only (default: exact)",
     )
     _add_json(nash, "the result")
+    add_claims(commands)
     return parser
 
 

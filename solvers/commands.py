@@ -141,6 +141,13 @@ def nash_command(args: Namespace) -> int:
     return 0
 
 
+def claims_command(args: Namespace) -> int:
+    """Measure what the papers state; the ledger is loaded only here."""
+    from .claims import command
+
+    return command.run(args)
+
+
 def _method(name: str) -> Callable[..., Equilibrium]:
     """The solver of `nash --method`; cvxpy is loaded only here."""
     if name == "exact":
@@ -155,6 +162,7 @@ COMMANDS = {
     "solve": solve_command,
     "compare": compare_command,
     "nash": nash_command,
+    "claims": claims_command,
 }
 
 

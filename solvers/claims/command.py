@@ -1,0 +1,92 @@
+"""`python -m solvers claims`: the ledger on the terminal, as JSON, as Markdown, as a picture."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+
+from rich.progress import Progress
+
+from games import InputError, MatrixGame
+
+from .. import commands, outputs
+from . import claims, report
+from .ledger import Claim, Row, Setting
+
+
+def run(args: Namespace) -> int:
+    """Measure the claims and write what was asked for."""
+    commands._check_outputs(args)
+    if args.markdown is not None:
+        outputs.check_target(args.markdown)
+    setting = _setting(args)
+    rows = _measured(_chosen(args.paper, setting), setting)
+    console = commands._report(args)
+    console.print(report.table(rows))
+    console.print(report.summary(rows))
+    if args.json:
+        outputs.write_json([row.record() for row in rows], args.json)
+    if args.markdown is not None:
+        text = report.markdown(rows).encode()
+        outputs.write_whole(args.markdown, lambda file: file.write(text))
+        commands._print_path(console, args.markdown)
+    if args.plot is not None:
+        _draw(rows, args)
+        commands._print_path(console, args.plot)
+    return 0
+
+
+def _setting(args: Namespace) -> Setting:
+    """Random games, or the game that was named, with its reference."""
+    if args.seed < 0:
+        raise InputError(f"--seed {args.seed}: a seed is a whole number >= 0")
+    if args.game is None:
+        if args.kind is not None or args.prior is not None or args.reference != "uniform":
+            raise InputError(
+                "--as, --prior and --reference are about a game: name it by --game FILE"
+            )
+        return Setting(seed=args.seed)
+    game = commands._game(args)
+    if isinstance(game, MatrixGame):
+        raise InputError(
+            f"{args.game}: claims are about symmetric games: give one --as preference, skew or wins"
+        )
+    return Setting(game, commands._reference(args, game), seed=args.seed)  # type: ignore[arg-type]
+
+
+def _chosen(paper: str | None, setting: Setting) -> list[Claim]:
+    """The claims of the paper, or of all, that can be measured in the setting."""
+    every = claims()
+    papers = list(dict.fromkeys(claim.paper for claim in every))
+    if paper is not None:
+        names = {name.casefold(): name for name in papers}
+        if paper.casefold() not in names:
+            raise InputError(f"no claims of a paper '{paper}': choose from {', '.join(papers)}")
+        every = [claim for claim in every if claim.paper == names[paper.casefold()]]
+    if setting.game is not None:
+        every = [claim for claim in every if setting.game.kind in claim.on]
+    if not every:
+        raise InputError(f"no claim of {paper} can be measured on a given game: leave out --game")
+    return every
+
+
+def _measured(chosen: Sequence[Claim], setting: Setting) -> list[Row]:
+    """The rows, with a progress bar on a terminal."""
+    with Progress(console=commands._console(sys.stderr), transient=True) as bar:
+        bar.disable = not bar.console.is_terminal
+        task, rows = bar.add_task("measuring", total=len(chosen)), []
+        for claim in chosen:
+            bar.update(task, description=f"{claim.paper} {claim.equation}")
+            rows.append(claim(setting))
+            bar.advance(task)
+    return rows
+
+
+def _draw(rows: Sequence[Row], args: Namespace) -> None:
+    from .. import plots
+
+    charts = [row.finding.chart for row in rows if row.finding.chart is not None]
+    if not charts:
+        raise InputError("none of these claims has a curve: leave out --plot or --paper")
+    plots.save(report.figure(charts), args.plot)
