@@ -75,7 +75,6 @@ def comparison(runs: Sequence[Run | Skipped], title: str) -> Figure:
         fontsize=_key_size([str(handle.get_label()) for handle in handles]),
     )  # fmt: skip
     legend.get_title().set(fontsize=9, fontstyle="italic")
-    legend.set_in_layout(False)
     return figure
 
 
