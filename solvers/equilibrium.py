@@ -18,7 +18,7 @@ from .faces import MARGIN, finish, is_equilibrium
 from .gap import duality_gap
 from .interior_point import Iterate, Problem, Result, interior_point, newton
 from .simplex import simplex
-from .skew import Bipartite, Simplices, Skew
+from .skew import Bipartite, Simplices, Skew, pick
 from .solve import Status
 
 # Gap of a converged equilibrium, in units of the payoff or of its range where that is larger.
@@ -171,7 +171,7 @@ def _find(game, regularizer, tau, references) -> Result:
                         common = scale.max()  # one temperature for all
                         table, scale = table * (scale / common), common
                     skew = Skew(table) if symmetric else Bipartite(table)
-                    mu = log_mu[games].T
+                    mu = np.ascontiguousarray(log_mu[games].T)
                     problem = Problem(skew, simplices, mu, regularizer, float(tau / np.max(scale)))
                     found.fill(games, attempt(problem))
     return found
@@ -209,7 +209,7 @@ def _by_newton(problem: Problem) -> Result:
     result = Result.empty(g.shape)
     games = np.flatnonzero(heat <= HOTTEST)
     if len(games):
-        result.fill(games, newton(problem[games], g[:, games], np.maximum(heat[games], 1.0)))
+        result.fill(games, newton(problem[games], pick(g, games), np.maximum(heat[games], 1.0)))
     return result
 
 

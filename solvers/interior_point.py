@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .divergences import Divergence
-from .skew import Bipartite, Simplices, Skew, TangentResolvent
+from .skew import Bipartite, Simplices, Skew, TangentResolvent, pick
 
 MAX_STEPS = 100
 # Newton's method cools by this factor once the mean square of a step is this short.
@@ -43,7 +43,7 @@ class Problem:
 
     def __getitem__(self, games: np.ndarray) -> Problem:
         return Problem(
-            self.skew[games], self.simplices, self.log_mu[:, games], self.regularizer, self.tau
+            self.skew[games], self.simplices, pick(self.log_mu, games), self.regularizer, self.tau
         )
 
     def response(self, g: np.ndarray) -> np.ndarray:
@@ -51,7 +51,7 @@ class Problem:
         assert self.regularizer is not None
         blocks = zip(self.simplices.split(g), self.simplices.split(self.log_mu), strict=True)
         best = [self.regularizer.best_response(g.T, mu.T, self.tau).T for g, mu in blocks]
-        return np.concatenate(best)
+        return best[0] if len(best) == 1 else np.concatenate(best)
 
     def gradient(self, z: np.ndarray) -> np.ndarray:
         """(N, B) -> (N, B): τ∇R."""
@@ -98,7 +98,7 @@ class Iterate:
     gradient: np.ndarray  # τ∇R(z)
 
     def __getitem__(self, games: np.ndarray) -> Iterate:
-        return Iterate(*(a[:, games] for a in vars(self).values()))
+        return Iterate(*(pick(a, games) for a in vars(self).values()))
 
 
 Finish = Callable[[Problem, Iterate], Result]
@@ -129,17 +129,16 @@ def newton(problem: Problem, g: np.ndarray, heat: np.ndarray) -> Result:
             # Far from an equilibrium h can vanish, and the local norm with it; the first bound
             # cannot. Where R hardly bends, g does not tell z to full precision; the second sees it.
             here = problem[ended]
-            response = here.response((g + miss)[:, ended])
-            moved = np.exp(response) - z[:, ended]
-            bound = miss[:, ended] * moved + h[:, ended] * (here.skew @ moved) ** 2
-            result.log_z[:, games[ended]] = response
+            moved = np.exp(here.response(pick(g + miss, ended))) - pick(z, ended)
+            bound = pick(miss, ended) * moved + pick(h, ended) * (here.skew @ moved) ** 2
+            result.log_z[:, games[ended]] = pick(log_z, ended)
             result.solved[games[ended]] = (heat[ended] == 1) & (bound.sum(axis=0) <= 0.1 * SOLVED)
             left = ~ended
             if not left.any():
                 break
             problem, games, gap, heat = problem[left], games[left], gap[left], heat[left]
-            z, h, miss = z[:, left], h[:, left], miss[:, left]
-            centred, curvature = centred[:, left], curvature[:, left]
+            z, h, miss = (pick(a, left) for a in (z, h, miss))
+            centred, curvature = pick(centred, left), pick(curvature, left)
         result.steps[games] = step + 1
         dz, _ = TangentResolvent(problem.skew, problem.simplices, h, miss).first
         g = problem.skew @ (z + dz)
@@ -177,7 +176,7 @@ def interior_point(problem: Problem, finish: Finish, first_attempt: float, order
             left = ~(over | result.solved[games])
             if not left.any():
                 break
-            problem, at, m, t = problem[left], at[left], m[:, left], t[left]
+            problem, at, m, t = problem[left], at[left], pick(m, left), t[left]
             games, limit, best, careful = games[left], limit[left], best[left], careful[left]
         result.steps[games] += 1
         path = _path(problem, at, t * m, careful, order)

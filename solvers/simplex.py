@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from .skew import pick
+
 PIVOT = 1e-11  # what counts as positive in a tableau of entries of order 1
 
 
@@ -35,19 +37,20 @@ def simplex(payoff: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             kept = np.where((labels[:, done] < m) == outside, values, 0.0)
             np.put_along_axis(values, labels[:, done], kept, axis=0)
             ends[:, games[done]] = values
-            tableau, labels, column = tableau[..., left], labels[:, left], column[left]
+            tableau, labels, column = (pick(a, left) for a in (tableau, labels, column))
             games, here = games[left], here[: left.sum()]
             if not len(games):
                 break
-        entering = tableau[:, column, here]
+        entering = np.take_along_axis(tableau, column[None, None], axis=1)[:, 0]
         ratios = np.full_like(tableau[:m, n], np.inf)
         np.divide(tableau[:m, n], entering[:m], out=ratios, where=entering[:m] > PIVOT)
         row = ratios.argmin(axis=0)
-        leaving = tableau[row, :, here].T / entering[row, here]
-        leaving[column, here] = 1 / entering[row, here]
+        pivot = entering[row, here]
+        leaving = np.take_along_axis(tableau, row[None, None], axis=0)[0] / pivot
+        leaving[column, here] = 1 / pivot
         entering[row, here] = -1.0
-        tableau[row, :, here] = 0.0
-        tableau[:, column, here] = 0.0
+        np.put_along_axis(tableau, row[None, None], 0.0, axis=0)
+        np.put_along_axis(tableau, column[None, None], 0.0, axis=1)
         tableau -= entering[:, None] * leaving
         labels[row, here], labels[m + column, here] = labels[m + column, here], labels[row, here]
     x, y = ends[:m], ends[m:]

@@ -17,6 +17,11 @@ Solve = Callable[[np.ndarray], np.ndarray]
 _getrf, _getrs, _potrf, _potrs = get_lapack_funcs(("getrf", "getrs", "potrf", "potrs"), dtype=float)
 
 
+def pick(array: np.ndarray, games: np.ndarray) -> np.ndarray:
+    """(..., B) -> (..., b): some of the games, by mask or index; array[..., games], but contiguous."""
+    return array.take(np.flatnonzero(games) if games.dtype == bool else games, axis=-1)
+
+
 @dataclass(frozen=True)
 class Skew:
     """K by all of its entries, (n, n, B)."""
@@ -28,7 +33,7 @@ class Skew:
         return _product(self.payoff, z[:, None])[:, 0]
 
     def __getitem__(self, games: np.ndarray) -> Skew:
-        return Skew(self.payoff[..., games])
+        return Skew(pick(self.payoff, games))
 
     @property
     def whole(self) -> Skew:
@@ -68,7 +73,7 @@ class Bipartite:
         return self._times(z[:, None])[:, 0]
 
     def __getitem__(self, games: np.ndarray) -> Bipartite:
-        return Bipartite(self.payoff[..., games])
+        return Bipartite(pick(self.payoff, games))
 
     def restricted(self, support: np.ndarray) -> Skew:
         """(m + n,) -> K on the support alone."""
