@@ -106,7 +106,7 @@ def compare_command(args: Namespace) -> int:
 
 
 def nash_command(args: Namespace) -> int:
-    """Find the exact equilibrium."""
+    """Find the exact equilibrium; exit code 1 if the solver did not get there."""
     _check_outputs(args)
     game = _game(args)
     regularizer, tau = None, 0.0
@@ -134,10 +134,17 @@ def nash_command(args: Namespace) -> int:
             "opponent_policy": star.opponent_policy,
             "value": star.value,
             "duality_gap": star.duality_gap,
-            "method": args.method,
+            "method": star.method,
             "seconds": star.seconds,
         }
         outputs.write_json(record, args.json)
+    if star.status is not Status.CONVERGED:
+        gap = tables.small(star.duality_gap)
+        print(
+            f"solvers: {star.method} stopped at a duality gap of {gap}: try another --method",
+            file=sys.stderr,
+        )
+        return 1
     return 0
 
 

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import pytest
 from rich.console import Console
 
 from games import MatrixGame, PreferenceGame, load, zoo
-from solvers import RULES, commands, compare, duality_gap, outputs, parse, solve
+from solvers import RULES, Status, commands, compare, duality_gap, outputs, parse, solve
 from solvers.__main__ import main
 from solvers.solve import kl_divergence
 
@@ -228,6 +229,16 @@ def test_nash_of_a_regularised_game(answer):
         default
         == answer("nash", "biased_rps", "--regularizer", "reverse_kl", "--tau", 0.2)["policy"]
     )
+
+
+def test_a_solver_that_fails_says_so(cli, monkeypatch):
+    found = commands.equilibrium(zoo.get("rps"))
+    failed = replace(found, status=Status.MAX_STEPS, duality_gap=np.array(1e-3))
+    monkeypatch.setattr(commands, "equilibrium", lambda *arguments: failed)
+    code, out, err = cli("nash", "rps")
+    assert code == 1
+    assert "1.0e-03" in out
+    assert "exact stopped at a duality gap of 1.0e-03" in err
 
 
 def test_long_tables_are_cut_and_labelled(cli):
