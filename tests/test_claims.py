@@ -29,6 +29,7 @@ from solvers.claims.ledger import (
     finding,
     order,
     path,
+    random_games,
     score,
     size,
     vector,
@@ -414,6 +415,24 @@ def test_every_claim_that_says_so_takes_a_game(kind):
         assert each(setting).finding.verdict == RSPO[each.name.removeprefix("rspo.")]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "game",
+    [
+        random_games(np.random.default_rng(0), 3, 4),
+        random_games(np.random.default_rng(1), 1, 2),
+        SkewGame(20 * random_games(np.random.default_rng(2), 2, 5).payoff - 10),
+        zoo.get("random:60"),
+    ],
+    ids=["batch", "two actions", "skew", "sixty actions"],
+)
+def test_every_claim_takes_any_game(game):
+    for each in EVERY:
+        if game.kind in each.on:
+            record = each(Setting(game)).record()
+            assert "nan" not in record["evidence"], each.name
+
+
 def test_markdown_and_picture(few, tmp_path, capsys):
     written, picture = tmp_path / "claims.md", tmp_path / "claims.svg"
     assert command.run(arguments(markdown=written, plot=picture)) == 0
@@ -441,10 +460,13 @@ def test_table_names_paper_equation_and_verdict(few):
         ({"kind": "skew"}, "--game"),
         ({"game": "matching_pennies"}, "symmetric"),
         ({"game": "nosuchgame"}, "no game is named"),
+        ({"game": "flat.csv"}, "all payoffs are equal"),
         ({"plot": Path("claims.txt")}, ".png"),
     ],
 )
-def test_bad_input_is_one_line(few, changed, message):
+def test_bad_input_is_one_line(few, tmp_path, monkeypatch, changed, message):
+    monkeypatch.chdir(tmp_path)
+    Path("flat.csv").write_text("0.5,0.5\n0.5,0.5\n")
     with pytest.raises(InputError, match=re.escape(message)) as error:
         command.run(arguments(**changed))
     assert "\n" not in str(error.value)

@@ -11,6 +11,7 @@ from rich.progress import Progress
 from games import InputError, MatrixGame
 
 from .. import commands, outputs
+from ..rates import lipschitz
 from . import claims, report
 from .ledger import Claim, Row, Setting
 
@@ -52,6 +53,8 @@ def _setting(args: Namespace) -> Setting:
         raise InputError(
             f"{args.game}: claims are about symmetric games: give one --as preference, skew or wins"
         )
+    if lipschitz(game) == 0:
+        raise InputError(f"{args.game}: all payoffs are equal, there is nothing to measure")
     return Setting(game, commands._reference(args, game), seed=args.seed)  # type: ignore[arg-type]
 
 

@@ -10,6 +10,7 @@ from ...arrays import Array, dot, normalise
 from ...divergences import reverse_kl
 from ...equilibrium import equilibrium
 from ..ledger import (
+    ROUNDING,
     Chart,
     Curve,
     Finding,
@@ -72,10 +73,10 @@ def variance_optimal_baseline(setting: Setting) -> Finding:
     case = cases(setting)
     logp, g = case.current, case.wins(case.current)
     mean, best = dot(np.exp(logp), g)[..., None], weighted(logp, g)
-    excess = spreads(logp, g, mean) / spreads(logp, g, best)
-    no_worse = [
-        np.all(spreads(logp, g, best) <= spreads(logp, g, b)) for b in (mean, best - 0.1, 0.5)
-    ]
+    ours, least = spreads(logp, g, mean), spreads(logp, g, best)
+    with np.errstate(divide="ignore"):  # with two actions nothing is left
+        excess = ours / np.where(least > ROUNDING * ours, least, 0.0)
+    no_worse = [np.all(least <= spreads(logp, g, b) + ROUNDING) for b in (mean, best - 0.1, 0.5)]
     return finding(
         printed=bool(np.all(excess <= 1 + 1e-9)),
         mended=bool(np.all(no_worse)),
