@@ -65,8 +65,9 @@ def comparison(runs: Sequence[Run | Skipped], title: str) -> Figure:
     last.set_title(f"duality gap of the last iterate {PI}")
     average.set_title(f"duality gap of the average of {AVERAGED}")
     kl.set_title(rf"{KL}, each to the $\pi^*$ of its own game")
-    for axes in (last, average, kl):
-        _log_axes(axes, "no curve: see the key")
+    for axes in (last, average):
+        _log_axes(axes, "0 for every rule")
+    _log_axes(kl, "no curve: see the key")
     average.sharey(last)
     key.axis("off")
     legend = key.legend(
@@ -173,8 +174,8 @@ def _look(run: Run, spare: int) -> dict[str, Any]:
 
 
 def _key_size(labels: list[str]) -> float:
-    """Font size at which a key fits its quarter: 14 lines of 68 letters have room at 9 pt."""
-    return 9 * min(1.0, 14 / len(labels), 68 / max(map(len, labels)))
+    """Font size at which a key fits its quarter: 14 lines of 60 letters have room at 9 pt."""
+    return 9 * min(1.0, 14 / len(labels), 60 / max(map(len, labels)))
 
 
 def _curve(axes: Axes, steps: np.ndarray, values: np.ndarray, spread: float = 0.0, **look) -> bool:
