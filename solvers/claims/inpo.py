@@ -103,8 +103,8 @@ def nash_wins(setting: Setting) -> Finding:
     return finding(
         printed=float(np.min(excess)) >= -ROUNDING,
         evidence=f"On {at.about}, τ from {TAUS[0]:g} to {TAUS[-1]:g}: J(π*, π) − ½ = τKL(π‖π*), "
-        f"largest difference {size(max(miss), 1e-6)}, hence never negative. The win rate by itself is "
-        "another matter: the lowest P(π* ≻ π) was "
+        f"largest difference {size(max(miss), 1e-6)}, hence never negative. The win rate by "
+        "itself is another matter: the lowest P(π* ≻ π) was "
         + ", ".join(f"{low:.2f} (τ = {tau:g})" for tau, low in zip(TAUS, raw, strict=True))
         + ".",
     )
