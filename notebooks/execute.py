@@ -33,6 +33,7 @@ def executed(path: Path, first: str = "") -> NotebookNode:
         notebook,
         timeout=300,
         record_timing=False,
+        coalesce_streams=True,
         resources={"metadata": {"path": str(HERE)}},
         extra_arguments=["--IPKernelApp.log_level=ERROR"],
     ).execute()
