@@ -16,6 +16,7 @@ from .mirror import ENTROPY, MirrorMap
 from .rules import UpdateRule, harmonic
 
 Game = SymmetricGame | MatrixGame | SaddlePointGame
+Reference = Array | tuple[Array, Array]  # log μ, a pair of them in a zero-sum game
 
 
 def lipschitz(game: Game) -> float:
@@ -32,15 +33,21 @@ def lipschitz(game: Game) -> float:
     return 0.5 * max(rows, columns)
 
 
-def modulus(rule: UpdateRule, reference: Array, mirror: MirrorMap = ENTROPY) -> float:
-    """m: how strongly convex the rule's R(·, μ) is relative to ψ; 0 without a regulariser."""
+def modulus(rule: UpdateRule, reference: Reference, mirror: MirrorMap = ENTROPY) -> float:
+    """m: how strongly convex the rule's R(·, μ) is relative to ψ; 0 without a regulariser.
+
+    The smaller one of a zero-sum game's two players, where `reference` is a pair.
+    """
     if not rule.regularized:
         return 0.0
-    return rule.regularizer.modulus(reference) if mirror is ENTROPY else 1.0
+    if mirror is not ENTROPY:
+        return 1.0
+    each = reference if isinstance(reference, tuple) else (reference,)
+    return min(rule.regularizer.modulus(mu) for mu in each)
 
 
 def theory_step(
-    rule: UpdateRule, game: Game, reference: Array, mirror: MirrorMap = ENTROPY
+    rule: UpdateRule, game: Game, reference: Reference, mirror: MirrorMap = ENTROPY
 ) -> UpdateRule:
     """The rule with the step size that its theorem asks for.
 
@@ -58,7 +65,7 @@ def theory_step(
 
 
 def largest_step(
-    rule: UpdateRule, game: Game, reference: Array, mirror: MirrorMap = ENTROPY
+    rule: UpdateRule, game: Game, reference: Reference, mirror: MirrorMap = ENTROPY
 ) -> float:
     """τm/L²: the largest constant step for which GMMD and MMD are certain to converge.
 
@@ -84,12 +91,15 @@ def largest_step(
 
 def no_regret_step(game: SymmetricGame | MatrixGame, steps: int) -> float:
     """√(8 log n / T)/(2L): the step that minimises the regret bound of MWU over T steps."""
+    spread = 2 * lipschitz(game)
+    if spread == 0:  # nothing to learn, at any step size
+        return 1.0
     n = max(2, *game.payoff.shape[-2:])
-    return math.sqrt(8 * math.log(n) / max(steps, 1)) / max(2 * lipschitz(game), 1e-300)
+    return math.sqrt(8 * math.log(n) / max(steps, 1)) / spread
 
 
 def with_step_size(
-    rule: UpdateRule, game: Game, reference: Array, steps: int, mirror: MirrorMap = ENTROPY
+    rule: UpdateRule, game: Game, reference: Reference, steps: int, mirror: MirrorMap = ENTROPY
 ) -> UpdateRule:
     """The rule with a step size that is a number or a schedule: None and `theory` resolved.
 
@@ -113,7 +123,7 @@ def with_step_size(
 def predicted_kl(
     rule: UpdateRule,
     game: Game,
-    reference: Array,
+    reference: Reference,
     kl_start: float,
     steps: Array,
     mirror: MirrorMap = ENTROPY,
@@ -131,7 +141,7 @@ def predicted_kl(
 
 
 def predicted_rate(
-    rule: UpdateRule, game: Game, reference: Array, mirror: MirrorMap = ENTROPY
+    rule: UpdateRule, game: Game, reference: Reference, mirror: MirrorMap = ENTROPY
 ) -> float | None:
     """1/(1 + ητm): what a step of GMMD or MMD leaves of KL(π*‖π_t) at most, for η ≤ τm/L².
 

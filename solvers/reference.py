@@ -18,7 +18,7 @@ from games import MatrixGame, SymmetricGame
 from games.errors import InputError
 
 from .divergences import CHI2, FORWARD_KL, HELLINGER, JS, REVERSE_KL, Divergence, Kernel
-from .equilibrium import Equilibrium, references_of
+from .equilibrium import Equilibrium, equilibrium, references_of
 from .gap import duality_gap
 from .solve import Status
 
@@ -31,8 +31,8 @@ def equilibrium_by_cvxpy(
 ) -> Equilibrium:
     """The equilibrium by cvxpy with Clarabel, to about 1e-8; one game, not a batch.
 
-    Zeros come out as tiny probabilities. `unique` is not looked into where τ = 0, and says True.
-    Raises InputError for a batch, or where the solver fails.
+    Zeros come out as tiny probabilities. `unique` is the exact solver's word. Raises
+    InputError for a batch, or where the solver fails.
     """
     _one_game(game)
     if tau > 0 and regularizer is None:
@@ -101,7 +101,7 @@ def _answer(game, x, y, regularizer, tau, reference, method, began, tolerance) -
         opponent,
         np.array(np.exp(logp) @ game.payoff @ np.exp(opponent)),
         gap,
-        np.array(True),
+        np.array(True) if tau > 0 else equilibrium(game).unique,
         method,
         seconds,
         np.array(1),

@@ -334,8 +334,11 @@ def _import(name: str) -> UpdateRule:
     module_name, _, attribute = name.partition(":")
     try:
         rule = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"rule '{name}' cannot be imported: {error}") from None
+    except Exception as error:  # whatever a module of the user's may raise
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"rule '{name}' cannot be imported: {type(error).__name__}: {reason}"
+        ) from None
     if not isinstance(rule, UpdateRule):
         raise InputError(f"rule '{name}' is a {type(rule).__name__}, not an UpdateRule")
     return rule

@@ -124,7 +124,8 @@ def solve(
         wanted = "a data distribution (DataGame)" if rule.needs_data else "a game with payoffs"
         raise InputError(f"rule '{rule.name}' needs {wanted}")
     if not isinstance(game, DataGame):
-        rule = with_step_size(rule, game, references[0], steps, board.mirror)
+        both = references[0] if len(references) == 1 else tuple(references)
+        rule = with_step_size(rule, game, both, steps, board.mirror)
 
     began = time.perf_counter()
     players = [

@@ -206,6 +206,7 @@ def test_schedules():
         (lambda: get_rule("alpha_spin", memory=1.5), "1, 2, … or inf"),
         (lambda: get_rule("no.such.module:rule"), "cannot be imported"),
         (lambda: get_rule("solvers.rules:nothing"), "cannot be imported"),
+        (lambda: get_rule(".x:y"), "cannot be imported: TypeError"),
         (lambda: get_rule("solvers.rules:get_rule"), "not an UpdateRule"),
         (lambda: RULES["gmmd"](PLAYS), "needs a positive step size"),
         (lambda: get_rule("nash_md", eta=20.0)(PLAYS), "eta * tau <= 1"),

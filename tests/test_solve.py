@@ -94,6 +94,21 @@ def test_a_symmetric_game_is_a_zero_sum_game_of_two_equal_players():
     assert pair.gap == pytest.approx(alone.gap, abs=1e-13)
 
 
+def test_the_step_by_theory_is_safe_for_both_players():
+    game = MatrixGame([[0.9, 0.2], [0.1, 0.6]])
+    even, uneven = np.log([0.5, 0.5]), np.log([0.99, 0.01])
+    settings = {"regularizer": "forward_kl", "tau": 0.3, "eta": "theory", "steps": 0}
+    pair = solve(game, "gmmd", reference=(even, uneven), **settings)
+    assert pair.rule.eta == solve(game, "gmmd", reference=(uneven, even), **settings).rule.eta
+    assert pair.rule.eta < solve(game, "gmmd", reference=(even, even), **settings).rule.eta
+
+
+def test_equal_payoffs_leave_nothing_to_learn():
+    game, mu = PreferenceGame(np.full((2, 2), 0.5)), np.log([0.3, 0.7])
+    run = solve(game, "mwu", reference=mu, tol=0, steps=10)
+    assert run.policy == pytest.approx(np.exp(mu), abs=1e-15)
+
+
 def test_skew_games_are_in_their_own_units():
     game = random_game(7, 4)
     settings = {"eta": 0.3, "steps": 40, "tol": 0}
