@@ -12,13 +12,15 @@ import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
 from games.errors import InputError
 
 CONFIGS = Path(__file__).parent / "configs"
+
+Diagonal = Literal["exclude", "include"]
 
 
 def about(
@@ -106,7 +108,9 @@ class ModelConfig(Section):
         choices=("auto", "float32", "bfloat16", "float16", "float64"),
     )
     load_in_4bit: bool = knob("quantise the base model to 4 bits (needs bitsandbytes)", False)
-    device: str | None = knob("cpu, cuda or cuda:N; null: a GPU where there is one", None)
+    device: str | None = knob(
+        "cpu or cuda; null: a GPU where there is one (which: CUDA_VISIBLE_DEVICES)", None
+    )
     attn: str | None = knob(
         "attention implementation of transformers: eager, sdpa, flash_attention_2, …", None
     )
@@ -295,11 +299,13 @@ class TrainConfig(Section):
     fit_options: dict[str, Any] = field(
         default_factory=dict, metadata=about("further arguments of the fit, by name")
     )
-    diagonal: str = knob(
-        "exclude: a response meets the K − 1 others; include: itself too at ½, as published code "
-        "does, which aims at τK/(K − 1)",
-        "exclude",
-        choices=("exclude", "include"),
+    diagonal: Diagonal = field(
+        default="exclude",
+        metadata=about(
+            "exclude: a response meets the K − 1 others; include: itself too at ½, as published "
+            "code does, which aims at τK/(K − 1)",
+            choices=("exclude", "include"),
+        ),
     )
     chunk_size: int = knob(
         "prompts in a piece of work: the unit that is stored, resumed and dealt to processes",
@@ -473,6 +479,8 @@ def _show(value: Any) -> str:
 
 
 def _kind_name(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "text"
     names = {
         int: "whole number",
         float: "number",
@@ -515,7 +523,7 @@ def _convert(name: str, value: Any, kind: Any) -> Any:
                 number = None
             if number is not None and number == number and (kind is float or number.is_integer()):
                 return kind(value) if kind is int and not isinstance(value, str) else kind(number)
-    elif kind is str:
+    elif kind is str or get_origin(kind) is Literal:
         if isinstance(value, str | int | float) and not isinstance(value, bool):
             return str(value)
     elif get_origin(kind) is tuple:

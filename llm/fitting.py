@@ -119,7 +119,8 @@ class FitTrainer(Trainer):
         return self.loss(model, inputs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
-        return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
+        return SequentialSampler(rows)
 
 
 class _Checkpoints(TrainerCallback):
@@ -204,9 +205,12 @@ def training_arguments(
     if unknown:
         raise InputError(f"train.arguments.{unknown[0]}: no argument of transformers' Trainer")
     try:
-        return TrainingArguments(**arguments | settings.arguments)
+        made = TrainingArguments(**arguments | settings.arguments)
     except (ValueError, ImportError, TypeError) as error:
         raise InputError(f"train: {str(error).splitlines()[0]}") from error
+    if made.n_gpu > 1:  # several GPUs are for several processes, not for nn.DataParallel
+        made._n_gpu = 1
+    return made
 
 
 def fit_policy(

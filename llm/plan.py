@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 from rich.console import Console
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from games.errors import InputError
 from llm.chunks import chunks
@@ -59,7 +59,7 @@ def print_plan(config: TrainConfig, console: Console) -> None:
     folds = " + ".join(str(len(fold)) for fold in prompts.folds)
     say("prompts", f"{folds}, {len(prompts.held_out)} held out, {prompts.dropped} too long")
     say("", f"longest {longest} tokens; the first as the model sees it:")
-    say("", repr(policy.tokenizer.decode(prompts.folds[0][0].token_ids)))
+    say("", repr(policy.tokenizer.decode(list(prompts.folds[0][0].token_ids))))
 
     embedded = config.judge.kind == "embedded"
     path = embedded_judge(config.judge.path) if embedded else config.judge.path

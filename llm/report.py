@@ -1,4 +1,4 @@
-"""What a run shows: progress with time left, a table row per iteration, responses, curves.png."""
+"""What a run says: progress with time left, a table row per iteration, responses."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -118,61 +117,3 @@ def compare_responses(reference: Sequence[Row], last: Sequence[Row]) -> list[str
         lines += [f"prompt  {before['prompt']}", f"  μ     {before['responses'][0]}"]
         lines.append(f"  π_T   {after['responses'][0]}")
     return lines
-
-
-def draw_curves(path: Path, rows: Sequence[Row]) -> bool:
-    """curves.png: each metric against the iteration; False without matplotlib."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        logger.warning("no curves.png: it needs matplotlib (pip install matplotlib)")
-        return False
-    panels = _panels(rows)
-    across = min(3, len(panels))
-    down = -(-len(panels) // across)
-    figure = Figure(figsize=(4 * across, 2.8 * down), layout="constrained")
-    for i, (title, lines) in enumerate(panels):
-        axes = figure.add_subplot(down, across, i + 1)
-        for label, values, style in lines:
-            axes.plot([row["iteration"] for row in rows], values, style, label=label)
-        if title.startswith("KL(") and min(v for _, values, _ in lines for v in values) > 0:
-            axes.set_yscale("log")
-        axes.set_title(title, fontsize=10)
-        axes.set_xlabel("iteration")
-        axes.spines[["top", "right"]].set_visible(False)
-        if len(lines) > 1:
-            axes.legend(frameon=False, fontsize=8)
-    FigureCanvasAgg(figure).print_png(path)
-    return True
-
-
-Line = tuple[str, list[float], str]
-
-
-def _panels(rows: Sequence[Row]) -> list[tuple[str, list[Line]]]:
-    def values(name: str) -> list[float]:
-        return [row[name] for row in rows]
-
-    panels: list[tuple[str, list[Line]]] = []
-    if rows[0].get("kl_to_equilibrium") is not None:
-        model: Line = ("model", values("kl_to_equilibrium"), "o-")
-        exact: Line = ("exact iterate", values("exact_kl_to_equilibrium"), "--")
-        panels.append(("KL(π*‖π_t) in nats", [model, exact]))
-    if "styles" in rows[0]:
-        lines: list[Line] = []
-        for i, (name, share) in enumerate(rows[0]["equilibrium_styles"].items()):
-            lines.append((name, [row["styles"][name] for row in rows], f"C{i}o-"))
-            lines.append((f"{name} in π*", [share] * len(rows), f"C{i}:"))
-        panels.append(("share of each style", lines))
-    for name, title in (
-        ("win_rate", "win rate over μ"),
-        ("kl_to_reference", "KL to μ in nats"),
-        ("entropy", "entropy in nats"),
-        ("length", "length in tokens"),
-        ("self_bleu", "self-BLEU"),
-        ("duality_gap", "duality gap"),
-    ):
-        if rows[0].get(name) is not None:
-            panels.append((title, [(name, values(name), "o-")]))
-    return panels

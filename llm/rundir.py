@@ -158,7 +158,7 @@ def find_run(config: TrainConfig) -> RunDirectory:
                 f"output_dir={path} holds a run of another configuration ({'; '.join(refused)}): "
                 "give those values, another output_dir, or fresh=true"
             )
-    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+    elif not _is_free(path):
         raise InputError(f"output_dir={path}: is there and is no run; give a new or empty one")
     check_writable(path)
     return RunDirectory(path)
@@ -175,4 +175,11 @@ def next_free(path: Path) -> Path:
     """`path` itself while there is nothing, else the first of path-2, path-3, … that is free."""
     numbered = (path.with_name(f"{path.name}-{i}") for i in itertools.count(2))
     candidates = itertools.chain([path], numbered)
-    return next(p for p in candidates if not p.exists() or (p.is_dir() and not any(p.iterdir())))
+    return next(p for p in candidates if _is_free(p))
+
+
+def _is_free(path: Path) -> bool:
+    """Whether there is nothing, or only what a start that was cut off leaves."""
+    if not path.is_dir():
+        return not path.exists() and not path.is_symlink()
+    return {p.name for p in path.iterdir()} <= {"run.log", "config.yaml.tmp"}

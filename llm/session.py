@@ -18,10 +18,11 @@ import torch
 
 from llm.chunks import World
 from llm.config import TrainConfig
+from llm.curves import draw_curves
 from llm.data import Prompt
 from llm.fitting import Rows, fit_policy
 from llm.judges import JudgeError, check_preferences
-from llm.report import Report, compare_responses, draw_curves
+from llm.report import Report, compare_responses
 from llm.rundir import RunDirectory, read_json, write_directory, write_text
 from llm.sampling import on_policy
 from llm.setup import Parts, aims, out_of_memory

@@ -20,7 +20,6 @@ from llm.embedded.judges import embedded_judge
 from llm.fitting import training_arguments
 from llm.judges import Judge, build_judge
 from llm.policy import Policy
-from llm.sampling import on_policy
 from solvers.divergences import parse
 from solvers.fits import Fit, get_fit
 from solvers.plays import Plays
@@ -54,7 +53,12 @@ def prepare(config: TrainConfig, world: World) -> Parts:
     config = resolve(config)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    on_policy(config.sample)
+    device = config.model.device or ""
+    if device.startswith("cuda:"):
+        raise InputError(
+            f"model.device={device}: give cuda, and choose the GPU by "
+            f"CUDA_VISIBLE_DEVICES={device.removeprefix('cuda:')}"
+        )
     with out_of_memory("loading the model", "model.dtype, model.load_in_4bit"):
         policy = Policy.load(config.model, config.lora, seed=config.seed)
     on_cpu = policy.device.type == "cpu"
@@ -72,9 +76,9 @@ def prepare(config: TrainConfig, world: World) -> Parts:
                 f"train.batch_size={config.train.batch_size}: an iteration has only "
                 f"{len(asked) * per_prompt} items; lower it, or take more prompts or responses"
             )
-    judge, device = load_judge(config)
+    judge, judge_device = load_judge(config)
     known = beside(config, rule, policy, [prompt for fold in prompts.folds for prompt in fold])
-    return Parts(policy, prompts, judge, device, rule, fit, known)
+    return Parts(policy, prompts, judge, judge_device, rule, fit, known)
 
 
 def rule_and_fit(config: TrainConfig) -> tuple[UpdateRule, Fit]:

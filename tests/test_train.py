@@ -697,8 +697,8 @@ def test_styles_settle_with_a_regulariser_and_cycle_without(tmp_path: Path) -> N
         config = load_config(name, [f"output_dir={tmp_path / name}"])
         train(config, Console(file=io.StringIO()))
     settled, cycling = shares(tmp_path / "embedded-text"), shares(tmp_path / "embedded-text-cycle")
-    rows = [json.loads(x) for x in (tmp_path / "embedded-text" / "metrics.jsonl").open()]
-    star = np.array(list(rows[0]["equilibrium_styles"].values()))
+    (first, *_) = (tmp_path / "embedded-text" / "metrics.jsonl").read_text().splitlines()
+    star = np.array(list(json.loads(first)["equilibrium_styles"].values()))
     # 144 responses an iteration: a standard error of 0.04, and the policy's own noise.
     assert np.abs(settled[-5:].mean(0) - star).max() < 0.08
     assert (cycling[:, :3].max(0) > 0.6).all()  # each style has its day

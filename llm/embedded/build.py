@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +42,7 @@ CHAT_TEMPLATE = (
 def build_text(directory: Path, *, seed: int = 0, steps: int = 400, batch_size: int = 64) -> float:
     """Trains the text model and writes it; its mean loss in nats a token on fresh answers."""
     rng = np.random.default_rng(seed)
-    tokenizer = text_tokenizer(rng)
+    tokenizer: Any = text_tokenizer(rng)
     config = MistralConfig(
         vocab_size=len(tokenizer),
         hidden_size=96,
@@ -152,7 +153,7 @@ def build_game(directory: Path, *, seed: int = 0, steps: int = 300) -> float:
     sum to one.
     """
     rng = np.random.default_rng(seed)
-    tokenizer = game_tokenizer()
+    tokenizer: Any = game_tokenizer()
     config = MistralConfig(
         vocab_size=len(game.SYMBOLS),
         hidden_size=64,
@@ -217,7 +218,7 @@ def game_tokenizer() -> PreTrainedTokenizerFast:
 
 def main() -> None:
     """Writes one of the two models into a directory."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Build the models that come with the package.")
     parser.add_argument("which", choices=("text", "game"))
     parser.add_argument("directory", type=Path)
     arguments = parser.parse_args()

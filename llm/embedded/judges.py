@@ -16,12 +16,14 @@ Judge = Callable[[Sequence[str], Sequence[Sequence[str]]], np.ndarray]
 # Rock, paper, scissors: plain beats list, list beats story, story beats plain; what is none of them
 # loses to all.
 STYLE_GAME = PreferenceGame(
-    [
-        [0.50, 0.95, 0.05, 0.95],
-        [0.05, 0.50, 0.95, 0.95],
-        [0.95, 0.05, 0.50, 0.95],
-        [0.05, 0.05, 0.05, 0.50],
-    ],
+    np.array(
+        [
+            [0.50, 0.95, 0.05, 0.95],
+            [0.05, 0.50, 0.95, 0.95],
+            [0.95, 0.05, 0.50, 0.95],
+            [0.05, 0.05, 0.05, 0.50],
+        ]
+    ),
     labels=(*grammar.STYLES, "other"),
     name="styles",
 )
