@@ -119,7 +119,7 @@ def _best(table: np.ndarray, regularizer, tau: float, mu: np.ndarray, nu: np.nda
         objective = cp.max(losses)
     else:
         objective = tau * _value(regularizer, x, mu) + _conjugate(regularizer, losses, nu, tau)
-    problem = cp.Problem(cp.Minimize(objective), [cp.sum(x) == 1])
+    problem = cp.Problem(cp.Minimize(objective), [cp.Zero(cp.sum(x) - 1)])
     try:
         problem.solve(solver=cp.CLARABEL)
     except cp.SolverError as error:
