@@ -29,6 +29,8 @@ CENTRALITY = 1e-3
 REMAINS = np.array([1e-4, 1e-3, 0.01, 0.03, 0.06, *np.arange(2, 19) / 20, 0.95, 0.98, 0.99, 0.999])
 # Bounds on a gap: `END` is where rounding ends a path, `SOLVED` what a solved game must reach.
 END, SOLVED = 1e-15, 1e-13
+# A z below this moves no other; its log is that of the best response.
+NEGLIGIBLE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -129,9 +131,11 @@ def newton(problem: Problem, g: np.ndarray, heat: np.ndarray) -> Result:
             # Far from an equilibrium h can vanish, and the local norm with it; the first bound
             # cannot. Where R hardly bends, g does not tell z to full precision; the second sees it.
             here = problem[ended]
-            moved = np.exp(here.response(pick(g + miss, ended))) - pick(z, ended)
+            response = here.response(pick(g + miss, ended))
+            moved = np.exp(response) - pick(z, ended)
             bound = pick(miss, ended) * moved + pick(h, ended) * (here.skew @ moved) ** 2
-            result.log_z[:, games[ended]] = pick(log_z, ended)
+            small = pick(z, ended) < NEGLIGIBLE
+            result.log_z[:, games[ended]] = np.where(small, response, pick(log_z, ended))
             result.solved[games[ended]] = (heat[ended] == 1) & (bound.sum(axis=0) <= 0.1 * SOLVED)
             left = ~ended
             if not left.any():
@@ -288,10 +292,10 @@ def _follow(problem: Problem, path: list[Iterate], m: np.ndarray) -> tuple[Itera
 
 
 def _end_of_path(problem: Problem, at: Iterate) -> np.ndarray:
-    """log z where the path ends; the best response where z is too small to move anything."""
+    """log z where the path ends."""
     if problem.regularizer is None:
         return np.log(at.z)
     slope = (at.payoffs - problem.simplices.spread(at.nu)) / problem.tau
     slope -= problem.regularizer.tilt * problem.log_mu
     response = problem.log_mu + problem.regularizer.inverse_slope(slope)
-    return np.where(at.z < 1e-9, response, np.log(at.z))
+    return np.where(at.z < NEGLIGIBLE, response, np.log(at.z))

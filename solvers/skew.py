@@ -18,7 +18,7 @@ _getrf, _getrs, _potrf, _potrs = get_lapack_funcs(("getrf", "getrs", "potrf", "p
 
 
 def pick(array: np.ndarray, games: np.ndarray) -> np.ndarray:
-    """(..., B) -> (..., b): some of the games, by mask or index; array[..., games], but contiguous."""
+    """(..., B) -> (..., b): array[..., games] by mask or index, but contiguous."""
     return array.take(np.flatnonzero(games) if games.dtype == bool else games, axis=-1)
 
 

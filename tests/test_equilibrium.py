@@ -62,6 +62,8 @@ def certify(game, found, regularizer=None, tau=0.0, references=None, tolerance=1
         # The gap is of second order in w at τ > 0, and its sum at τ = 0.
         assert policy[played] @ np.abs(w[played]) <= 1e-10 + tolerance
         assert np.all(w[~played] >= -1e-10 - tolerance)
+        if tau > 0:  # unweighted: the logs of tiny probabilities are right, too
+            assert np.abs(w[played]).max() <= 1e-8
 
 
 @pytest.mark.parametrize("n", [5, 30])
@@ -91,7 +93,8 @@ def test_references_that_almost_exclude_actions():
     """Down to e^-20: what wins all the same has to grow by eight orders of magnitude."""
     game, mu = random_game(8, 30), random_policy(9, 30, concentration=0.1)
     assert mu.min() < -19
-    for spec, tau in itertools.product(["reverse_kl", "chi2", "js", "forward_kl"], [1.0, 0.01]):
+    specs = ["reverse_kl", "chi2", "js", "forward_kl", "0.01*entropy+js"]
+    for spec, tau in itertools.product(specs, [1.0, 0.01]):
         found = equilibrium(game, parse(spec), tau, mu)
         certify(game, found, parse(spec), tau, mu)
 
@@ -130,6 +133,19 @@ def test_a_thousand_actions_at_one_ten_thousandth():
     game, mu = random_game(21, 1000), random_policy(22, 1000)
     for tau in (0.1, 1e-4):
         certify(game, equilibrium(game, REVERSE_KL, tau, mu), REVERSE_KL, tau, mu)
+
+
+def test_a_large_constant_costs_only_the_digits_that_it_takes():
+    """1e3 + 1e-6·payoff: rounding of 1e3 is 1e-7 of the payoffs' range."""
+    small = random_matrix(19, 5, 5)
+    found = equilibrium(MatrixGame(1e3 + 1e-6 * small.payoff))
+    assert found.policy == pytest.approx(equilibrium(small).policy, abs=1e-5)
+
+
+def test_a_reference_changes_nothing_without_a_regulariser():
+    for game in (random_game(30, 6), SkewGame(np.zeros((5, 5)))):
+        found = equilibrium(game, None, 0.0, random_policy(31, game.n))
+        assert np.array_equal(found.logp, equilibrium(game).logp)
 
 
 KNOWN = [
@@ -173,7 +189,7 @@ def test_known_games_beside_the_checkout(known):
             assert found.opponent_policy == pytest.approx(known["col_ne"], abs=ROUNDING)
 
 
-# ssokota/mmd, examples/nfg/perturbed_rps.py: entropy and payoffs (A + 3)/6; all digits printed there
+# ssokota/mmd, examples/nfg/perturbed_rps.py: entropy, payoffs (A + 3)/6; to the digits printed
 QRE = [(0.05, [0.1517447, 0.46794775, 0.38030755]), (0.5, [0.29813319, 0.41382045, 0.28804635])]
 
 

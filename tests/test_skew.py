@@ -30,7 +30,8 @@ def test_products_and_resolvents(seed, m, n, batch):
     rng = np.random.default_rng(seed)
     for skew in (random_skew(rng, m + n, batch), Bipartite(rng.normal(size=(m, n, batch)))):
         z, r = rng.normal(size=(m + n, batch)), rng.normal(size=(m + n, 3, batch))
-        assert (skew @ z).T == pytest.approx((dense(skew) @ z.T[..., None])[..., 0], abs=1e-13)
+        product = np.moveaxis(skew @ z, -1, 0)
+        assert product == pytest.approx((dense(skew) @ z.T[..., None])[..., 0], abs=1e-13)
         h = rng.uniform(0.1, 10, size=(m + n, batch))
         x = np.moveaxis(skew.resolvent(h)(r), -1, 0)
         matrix = np.eye(m + n) / h.T[:, None] - dense(skew)
