@@ -13,6 +13,7 @@ WORKERS ?= 2
 
 run: install
 	.venv/bin/python -m solvers
+	.venv/bin/python -m llm.train
 
 test: install
 	.venv/bin/python -m pytest -n $(WORKERS)
