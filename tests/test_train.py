@@ -26,12 +26,13 @@ from transformers import AutoModelForCausalLM
 
 from games.errors import InputError
 from llm import fitting, load_config, stages
-from llm.config import ModelConfig
+from llm.config import ModelConfig, shipped_configs
 from llm.data import Prompt
 from llm.embedded import HERE, game
 from llm.embedded.judges import embedded_judge
 from llm.judges import build_judge
 from llm.policy import Completion, Policy
+from llm.setup import aims, rule_and_fit
 from llm.train import Interrupted, main, train
 from solvers.rules import UpdateRule, win_rate
 from tests.tiny_judges import save_pairrm
@@ -384,7 +385,19 @@ def test_a_batch_that_the_processes_cannot_share_is_refused() -> None:
         fitting.accumulation(settings, 3)
 
 
-# --- other rules, fits and judges -----------------------------------------------------------------
+# --- other configurations, rules, fits and judges -------------------------------------------------
+
+
+@pytest.mark.parametrize("name", shipped_configs())
+def test_every_shipped_configuration_names_a_rule_and_a_fit_that_go_together(name: str) -> None:
+    config = load_config(name)
+    rule, fit = rule_and_fit(config)
+    assert (config.regularizer is None) == (rule.target[0] is None)
+    for line in aims(config, rule, fit):
+        assert "none is claimed" not in line
+    if name == "mistral-7b-rspo":  # Eq. 52's square carries a factor 2: τ = λ/η there, λ/2η else
+        taus = {aim.term: aim.tau for aim in fit.temperatures(rule, 1000, 5)}
+        assert taus == {"forward_kl": pytest.approx(5e-5), "reverse_kl": pytest.approx(5e-4)}
 
 
 @pytest.mark.parametrize(
@@ -685,7 +698,7 @@ def test_the_game_is_learnt_close_to_its_equilibrium(tmp_path: Path) -> None:
     path = tmp_path / "run"
     train(load_config("embedded-game", [f"output_dir={path}"]), Console(file=io.StringIO()))
     rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    # Seen: 0.606 to 0.015, never more than 0.023 from the exact iterate.
+    # Seen: 0.606 to 0.018, never more than 0.023 from the exact iterate.
     assert rows[0]["kl_to_equilibrium"] > 0.5
     assert rows[-1]["kl_to_equilibrium"] < 0.03
     assert max(row["kl_to_exact_iterate"] for row in rows) < 0.04
@@ -701,4 +714,5 @@ def test_styles_settle_with_a_regulariser_and_cycle_without(tmp_path: Path) -> N
     star = np.array(list(json.loads(first)["equilibrium_styles"].values()))
     # 144 responses an iteration: a standard error of 0.04, and the policy's own noise.
     assert np.abs(settled[-5:].mean(0) - star).max() < 0.08
-    assert (cycling[:, :3].max(0) > 0.6).all()  # each style has its day
+    # Each style has its day: seen .76, .72 and .96.
+    assert (cycling[:, :3].max(0) > 0.55).all()
