@@ -25,7 +25,7 @@ from .solve import Status
 TOLERANCE = 1e-12
 # Games of up to LARGEST actions are solved CHUNK entries of payoff at a time: all that is worked on
 # then stays in the cache.
-LARGEST, CHUNK = 32, 1 << 15
+LARGEST, CHUNK = 32, 1 << 17
 # Cooling from a temperature further above τ than this takes longer than the path.
 HOTTEST = 16.0
 
@@ -136,11 +136,14 @@ def references_of(
         raise InputError("the reference is one policy, or a pair of them in a zero-sum game")
     references = []
     for theta, size in zip(given, game.payoff.shape[-2:], strict=True):
-        theta = np.full(size, -math.log(size)) if theta is None else np.asarray(theta, dtype=float)
+        shape = (*game.batch_shape, size)
+        if theta is None:
+            references.append(np.broadcast_to(-math.log(size), shape))
+            continue
+        theta = np.asarray(theta, dtype=float)
         try:
-            theta = np.broadcast_to(theta, (*game.batch_shape, size))
+            theta = np.broadcast_to(theta, shape)
         except ValueError:
-            shape = (*game.batch_shape, size)
             raise InputError(f"the reference has shape {theta.shape}, not {shape}") from None
         if not np.isfinite(theta).all():
             raise InputError("the reference has zeros: every action needs a positive share")
@@ -179,13 +182,13 @@ def _find(game, regularizer, tau, references) -> Result:
 
 def _scaled(payoffs: np.ndarray, middle: float | None) -> tuple[np.ndarray, np.ndarray]:
     """(B, m, n) -> (m, n, B), (B,): payoffs between −1 and 1, and the unit they are in."""
-    table = payoffs.transpose(1, 2, 0)
+    table = np.ascontiguousarray(payoffs.transpose(1, 2, 0))
+    low, high = table.min(axis=(0, 1)), table.max(axis=(0, 1))
     if middle is None:
-        middle = (table.max(axis=(0, 1)) + table.min(axis=(0, 1))) / 2
-    table = table - middle
-    scale = np.maximum(table.max(axis=(0, 1)), -table.min(axis=(0, 1)))
+        middle = (low + high) / 2
+    scale = np.maximum(high - middle, middle - low)
     scale = np.where(scale > 0, scale, 1.0)
-    return np.ascontiguousarray(table / scale), scale
+    return (table - middle) / scale, scale
 
 
 def _by_simplex(problem: Problem) -> Result:

@@ -65,7 +65,7 @@ def _system(problem: Problem, support, sizes) -> tuple[np.ndarray, np.ndarray]:
     players, count = len(sizes), sum(sizes)
     system = np.zeros((count + players, count + players), order="F")
     system[:count, :count] = -problem.skew.restricted(support).payoff[..., 0]
-    system[:count, count:] = np.repeat(np.eye(players), sizes, axis=0)
+    system[:count, count:] = problem.simplices.blocks[support]
     system[count:, :count] = system[:count, count:].T
     return system, np.repeat([0.0, 1.0], [count, players])
 

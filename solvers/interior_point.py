@@ -22,7 +22,7 @@ from .skew import Bipartite, Simplices, Skew, TangentResolvent, pick
 
 MAX_STEPS = 100
 # Newton's method cools by this factor once the mean square of a step is this short.
-COOLING, SHORT = 0.5, 0.2
+COOLING, SHORT = 0.5, 1.0
 # A step along the path keeps z∘w/m above this fraction of its mean.
 CENTRALITY = 1e-3
 # The fractions 1 − s of the path that a step may leave over, from the best.
@@ -146,10 +146,12 @@ def newton(problem: Problem, g: np.ndarray, heat: np.ndarray) -> Result:
         result.steps[games] = step + 1
         dz, _ = TangentResolvent(problem.skew, problem.simplices, h, miss).first
         g = problem.skew @ (z + dz)
-        # The mean square of the relative change of z.
-        short = np.where(z > 0, h * centred**2 / curvature, 0.0).sum(axis=0) <= SHORT
-        cooler = np.where(short, np.maximum(1.0, COOLING * heat), heat)
-        last, heat = np.where(cooler < heat, np.inf, gap), cooler
+        last = gap
+        if (heat > 1).any():
+            # The mean square of the relative change of z.
+            change = np.where(z > 0, h * centred**2 / curvature, 0.0).sum(axis=0)
+            cooler = np.where(change <= SHORT, np.maximum(1.0, COOLING * heat), heat)
+            last, heat = np.where(cooler < heat, np.inf, gap), cooler
     return result
 
 

@@ -25,32 +25,31 @@ def simplex(payoff: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     # Whose variable stands at each row and column: row i's slack is i, column j's weight m + j.
     labels = np.repeat(np.arange(m + n)[:, None], batch, axis=1)
     ends = np.full((m + n, batch), np.nan)
-    games, here = np.arange(batch), np.arange(batch)
+    games = np.arange(batch)
     for _ in range(8 * (m + n)):
         column = tableau[m, :n].argmin(axis=0)
-        left = tableau[m, column, here] < -PIVOT
-        if not left.all():
-            done = ~left
+        here = np.arange(len(games))
+        done = tableau[m, column, here] >= -PIVOT
+        if done.any():
             # A basic weight is worth its row's constant, a slack outside its column's price.
-            values = np.concatenate([tableau[:m, n, done], tableau[m, :n, done].T])
+            values = np.concatenate([tableau[:m, n], tableau[m, :n]])
             outside = np.arange(m + n)[:, None] >= m
-            kept = np.where((labels[:, done] < m) == outside, values, 0.0)
-            np.put_along_axis(values, labels[:, done], kept, axis=0)
-            ends[:, games[done]] = values
+            kept = np.where((labels < m) == outside, values, 0.0)
+            ends[labels[:, done], games[done]] = kept[:, done]
+            left = ~done
+            if not left.any():
+                break
             tableau, labels, column = (pick(a, left) for a in (tableau, labels, column))
             games, here = games[left], here[: left.sum()]
-            if not len(games):
-                break
         entering = np.take_along_axis(tableau, column[None, None], axis=1)[:, 0]
-        ratios = np.full_like(tableau[:m, n], np.inf)
-        np.divide(tableau[:m, n], entering[:m], out=ratios, where=entering[:m] > PIVOT)
-        row = ratios.argmin(axis=0)
+        with np.errstate(divide="ignore"):
+            ratios = tableau[:m, n] / np.maximum(entering[:m], 0.0)
+        row = np.where(entering[:m] > PIVOT, ratios, np.inf).argmin(axis=0)
         pivot = entering[row, here]
         leaving = np.take_along_axis(tableau, row[None, None], axis=0)[0] / pivot
-        leaving[column, here] = 1 / pivot
-        entering[row, here] = -1.0
-        np.put_along_axis(tableau, row[None, None], 0.0, axis=0)
-        np.put_along_axis(tableau, column[None, None], 0.0, axis=1)
+        # The entries of the pivot's own row and column are made up for, not set apart.
+        leaving[column, here] = 1 + 1 / pivot
+        entering[row, here] = pivot - 1
         tableau -= entering[:, None] * leaving
         labels[row, here], labels[m + column, here] = labels[m + column, here], labels[row, here]
     x, y = ends[:m], ends[m:]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.linalg import get_lapack_funcs
@@ -47,9 +48,11 @@ class Skew:
     def resolvent(self, h: np.ndarray) -> Solve:
         """(n, B) ≥ 0 -> the map (n, k, B) -> (n, k, B): r ↦ (diag 1/h − K)⁻¹ r, 0 where h is.
 
-        The matrix is positive definite: never singular. Scaled by √h on both sides it also pivots
-        well.
+        The matrix is positive definite: never singular. Scaled by √h on both sides it pivots well.
         """
+        if h.shape[1] > 1:  # without pivoting, scaling the columns is as good
+            solve = _factored(_plus_identity(self.payoff * -h))
+            return lambda r: h[:, None] * solve(r)
         root = np.sqrt(h)
         matrix = self.payoff * -root
         matrix *= root[:, None]
@@ -123,6 +126,11 @@ class Simplices:
 
     sizes: tuple[int, ...]
 
+    @cached_property
+    def blocks(self) -> np.ndarray:
+        """(N, q): which block each action is in, as columns of zeros and ones."""
+        return np.repeat(np.eye(len(self.sizes)), self.sizes, axis=0)
+
     def total(self, z: np.ndarray) -> np.ndarray:
         """(N, ...) -> (q, ...): the sum over each block."""
         if len(self.sizes) == 1:
@@ -150,7 +158,7 @@ class TangentResolvent:
         self._solve, self._total = skew.resolvent(h), simplices.total
         columns = np.empty((len(r), 1 + len(simplices.sizes), r.shape[1]))
         columns[:, 0] = r
-        columns[:, 1:] = simplices.spread(np.eye(len(simplices.sizes)))[..., None]
+        columns[:, 1:] = simplices.blocks[..., None]
         x = self._solve(columns)
         self._border = x[:, 1:]
         self._solve_border = _factored(self._total(self._border))
@@ -187,6 +195,8 @@ def _factored(matrix: np.ndarray, symmetric: bool = False) -> Solve:
     One game by LAPACK. Many at once by elimination without pivoting, along the batch: the matrices
     are positive definite, so that no pivot is 0.
     """
+    if len(matrix) == 1:
+        return lambda r: r / matrix
     if matrix.shape[-1] == 1 and symmetric:
         factor, _ = _potrf(matrix[..., 0].T, overwrite_a=True)
         return lambda r: _potrs(factor, r[..., 0])[0][..., None]
