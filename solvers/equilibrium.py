@@ -27,7 +27,7 @@ TOLERANCE = 1e-12
 # then stays in the cache.
 LARGEST, CHUNK = 32, 1 << 17
 # Cooling from a temperature further above τ than this takes longer than the path.
-HOTTEST = 16.0
+HOTTEST = 64.0
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,11 @@ def equilibrium(
         tau,
         references[0] if symmetric else references,
     )
-    unit = np.maximum(1.0, game.payoff.max(axis=(-1, -2)) - game.payoff.min(axis=(-1, -2)))
-    converged = found.solved.all() and np.all(np.abs(gap) <= TOLERANCE * unit)
+    missed = np.abs(gap) > TOLERANCE
+    if missed.any():
+        unit = game.payoff.max(axis=(-1, -2)) - game.payoff.min(axis=(-1, -2))
+        missed = np.abs(gap) > TOLERANCE * np.maximum(1.0, unit)
+    converged = found.solved.all() and not missed.any()
     return Equilibrium(
         logp,
         opponent_logp,

@@ -55,11 +55,11 @@ class Problem:
         best = [self.regularizer.best_response(g.T, mu.T, self.tau).T for g, mu in blocks]
         return best[0] if len(best) == 1 else np.concatenate(best)
 
-    def gradient(self, z: np.ndarray) -> np.ndarray:
+    def gradient(self, log_z: np.ndarray) -> np.ndarray:
         """(N, B) -> (N, B): τ∇R."""
         if self.regularizer is None:
-            return np.zeros_like(z)
-        return self.tau * self.regularizer.gradient(np.log(z), self.log_mu)
+            return np.zeros_like(log_z)
+        return self.tau * self.regularizer.gradient(log_z, self.log_mu)
 
     def curvature(self, log_z: np.ndarray) -> np.ndarray:
         """(N, B) -> (N, B): the derivative of τ∇R in log z."""
@@ -110,14 +110,13 @@ def newton(problem: Problem, g: np.ndarray, heat: np.ndarray) -> Result:
     """(N, B), (B,) ≥ 1 -> Result: the regularised equilibrium, from payoffs g near those in it.
 
     Each game is first solved at the temperature heat·τ, and cooled as soon as the steps are short.
-    A step at one temperature has to halve the local norm √Σh(K z − g)², whose square is the duality
-    gap to second order; at the first that does not, two bounds on the gap say whether rounding is
-    to blame.
+    A step at one temperature has to shrink the local norm √Σh(K z − g)², whose square is the
+    duality gap to second order; the first that does not is the last.
     """
     result = Result.empty(g.shape)
     games, last = np.arange(g.shape[1]), np.full(g.shape[1], np.inf)
     spread, total = problem.simplices.spread, problem.simplices.total
-    for step in range(MAX_STEPS):
+    for _ in range(MAX_STEPS):
         log_z = problem.response(g / heat)
         z = np.exp(log_z)
         miss = problem.skew @ z - g
@@ -125,33 +124,53 @@ def newton(problem: Problem, g: np.ndarray, heat: np.ndarray) -> Result:
         h = np.where(z > 0, z / curvature, 0.0)
         centred = miss - spread(total(h * miss) / total(h))
         gap = (h * centred**2).sum(axis=0)
-        stalled = ~(gap <= np.where(heat == 1, 0.5, 1.0) * last)
-        ended = stalled | ((heat == 1) & (gap <= 1e-26 * problem.tau))
-        if ended.any():
-            # Far from an equilibrium h can vanish, and the local norm with it; the first bound
-            # cannot. Where R hardly bends, g does not tell z to full precision; the second sees it.
-            here = problem[ended]
-            response = here.response(pick(g + miss, ended))
-            moved = np.exp(response) - pick(z, ended)
-            bound = pick(miss, ended) * moved + pick(h, ended) * (here.skew @ moved) ** 2
-            small = pick(z, ended) < NEGLIGIBLE
-            result.log_z[:, games[ended]] = np.where(small, response, pick(log_z, ended))
-            result.solved[games[ended]] = (heat[ended] == 1) & (bound.sum(axis=0) <= 0.1 * SOLVED)
-            left = ~ended
-            if not left.any():
-                break
-            problem, games, gap, heat = problem[left], games[left], gap[left], heat[left]
-            z, h, miss = (pick(a, left) for a in (z, h, miss))
-            centred, curvature = pick(centred, left), pick(curvature, left)
-        result.steps[games] = step + 1
-        dz, _ = TangentResolvent(problem.skew, problem.simplices, h, miss).first
-        g = problem.skew @ (z + dz)
-        last = gap
-        if (heat > 1).any():
+        cold = heat == 1
+        stalled = ~(gap <= np.where(cold, 0.5, 1.0) * last)
+        ended = stalled | (cold & (gap <= 1e-26 * problem.tau))
+        last, right = gap, miss
+        if not cold.all():
             # The mean square of the relative change of z.
             change = np.where(z > 0, h * centred**2 / curvature, 0.0).sum(axis=0)
             cooler = np.where(change <= SHORT, np.maximum(1.0, COOLING * heat), heat)
+            # The step solves for the cooler game, with the curvature of the mean temperature.
+            right = miss + (heat - cooler) * np.where(z > 0, problem.gradient(log_z), 0.0)
+            h = h * (2 * heat / (heat + cooler))
             last, heat = np.where(cooler < heat, np.inf, gap), cooler
+        if ended.any():
+            end = _checked(problem[ended], *(pick(a, ended) for a in (log_z, z, h, miss)))
+            end.solved &= cold[ended]
+            result.fill(games[ended], end)
+            left = ~ended
+            if not left.any():
+                break
+            problem, games, last, heat = problem[left], games[left], last[left], heat[left]
+            z, h, right = (pick(a, left) for a in (z, h, right))
+        result.steps[games] += 1
+        dz, _ = TangentResolvent(problem.skew, problem.simplices, h, right).first
+        g = problem.skew @ (z + dz)
+    return result
+
+
+def _checked(problem: Problem, log_z, z, h, miss) -> Result:
+    """z, the best response to K z − miss, is solved if two bounds on its duality gap are small.
+
+    Far from an equilibrium h can vanish, and with it the local norm; the first bound cannot. Where
+    R hardly bends, payoffs do not tell z to full precision; the second bound sees it. Neither can
+    happen where the payoffs are settled and h is moderate.
+    """
+    result = Result.empty(z.shape)
+    result.log_z[:] = log_z
+    settled = (np.abs(miss).max(axis=0) <= 1e-12) & (h.max(axis=0) <= 1e6)
+    result.solved[:] = settled
+    if not settled.all():
+        doubtful = ~settled
+        problem = problem[doubtful]
+        log_z, z, h, miss = (pick(a, doubtful) for a in (log_z, z, h, miss))
+        response = problem.response(problem.skew @ z)
+        moved = np.exp(response) - z
+        bound = (miss * moved + h * (problem.skew @ moved) ** 2).sum(axis=0)
+        result.solved[doubtful] = bound <= 0.1 * SOLVED
+        result.log_z[:, doubtful] = np.where(z < NEGLIGIBLE, response, log_z)
     return result
 
 
@@ -209,10 +228,10 @@ def _start(problem: Problem) -> Iterate:
         for share in (0.25, 0.5, 0.75, 1.0):
             mixed = (1 - share) * problem.log_mu
             mixed = mixed - simplices.spread(np.log(simplices.total(np.exp(mixed))))
-            pull = _width(problem, problem.gradient(np.exp(mixed)))
+            pull = _width(problem, problem.gradient(mixed))
             log_z = np.where(pull <= _width(problem, problem.skew @ np.exp(mixed)), mixed, log_z)
     z = np.exp(log_z)
-    payoffs, gradient = problem.skew @ z, problem.gradient(z)
+    payoffs, gradient = problem.skew @ z, problem.gradient(log_z)
     excess = gradient - payoffs
     width = _width(problem, excess)
     low = np.stack([block.min(axis=0) for block in simplices.split(excess)])
@@ -258,7 +277,9 @@ def _bend(problem: Problem, at: Iterate, dz: np.ndarray, curvature: np.ndarray) 
     if problem.regularizer is None:
         return np.zeros_like(dz)
     s = 0.1 / np.maximum((-dz / at.z).max(axis=0), 1.0)
-    return (problem.gradient(at.z + s * dz) - at.gradient - s * curvature * dz / at.z) / s**2
+    return (
+        problem.gradient(np.log(at.z + s * dz)) - at.gradient - s * curvature * dz / at.z
+    ) / s**2
 
 
 def _follow(problem: Problem, path: list[Iterate], m: np.ndarray) -> tuple[Iterate, np.ndarray]:
@@ -271,7 +292,7 @@ def _follow(problem: Problem, path: list[Iterate], m: np.ndarray) -> tuple[Itera
         powers = (1 - REMAINS[middle]) ** np.arange(len(path))[:, None, None]
         z, nu, payoffs = ((powers * term).sum(axis=0) for term in terms)
         z = z / spread(total(z))
-        gradient = problem.gradient(z)
+        gradient = problem.gradient(np.log(z))
         w = spread(nu) + gradient - payoffs
         lowest = CENTRALITY * np.abs(_mean(problem, z * w))
         inside = (z.min(axis=0) > 0) & ((z * w / m).min(axis=0) > lowest)
