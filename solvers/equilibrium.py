@@ -207,15 +207,17 @@ def _by_simplex(problem: Problem) -> Result:
 
 def _by_newton(problem: Problem) -> Result:
     """Newton's method, from a temperature at which its first step changes no policy by much."""
-    start = np.exp(problem.response(np.zeros_like(problem.log_mu)))
+    log_start = problem.response(np.zeros_like(problem.log_mu))
+    start = np.exp(log_start)
     g = problem.skew @ start
-    spread, total = problem.simplices.spread, problem.simplices.total
-    centred = g - spread(total(start * g))
-    heat = np.abs(centred / problem.curvature(np.log(start))).max(axis=0)
+    centred = g - problem.simplices.spread(problem.simplices.total(start * g))
+    heat = np.maximum(np.abs(centred / problem.curvature(log_start)).max(axis=0), 1.0)
+    near = heat <= HOTTEST
+    if near.all():
+        return newton(problem, g, heat)
     result = Result.empty(g.shape)
-    games = np.flatnonzero(heat <= HOTTEST)
-    if len(games):
-        result.fill(games, newton(problem[games], pick(g, games), np.maximum(heat[games], 1.0)))
+    if near.any():
+        result.fill(near, newton(problem[near], pick(g, near), heat[near]))
     return result
 
 

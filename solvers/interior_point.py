@@ -51,9 +51,11 @@ class Problem:
     def response(self, g: np.ndarray) -> np.ndarray:
         """(N, B) -> (N, B): log argmax_z ⟨g, z⟩ − τR(z)."""
         assert self.regularizer is not None
+        respond, tau = self.regularizer.best_response, self.tau
+        if len(self.simplices.sizes) == 1:
+            return respond(g.T, self.log_mu.T, tau).T
         blocks = zip(self.simplices.split(g), self.simplices.split(self.log_mu), strict=True)
-        best = [self.regularizer.best_response(g.T, mu.T, self.tau).T for g, mu in blocks]
-        return best[0] if len(best) == 1 else np.concatenate(best)
+        return np.concatenate([respond(block.T, mu.T, tau).T for block, mu in blocks])
 
     def gradient(self, log_z: np.ndarray) -> np.ndarray:
         """(N, B) -> (N, B): τ∇R."""

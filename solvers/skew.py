@@ -138,10 +138,8 @@ class Simplices:
         return np.stack([block.sum(axis=0) for block in self.split(z)])
 
     def spread(self, values: np.ndarray) -> np.ndarray:
-        """(q, ...) -> (N, ...): one value for all of a block."""
-        if len(self.sizes) == 1:
-            return np.broadcast_to(values, (*self.sizes, *values.shape[1:]))
-        return np.repeat(values, self.sizes, axis=0)
+        """(q, ...) -> what broadcasts to (N, ...): one value for all of a block."""
+        return values if len(self.sizes) == 1 else np.repeat(values, self.sizes, axis=0)
 
     def split(self, z: np.ndarray) -> list[np.ndarray]:
         """(N, ...) -> the blocks."""
