@@ -112,11 +112,10 @@ def equilibrium(
         tau,
         references[0] if symmetric else references,
     )
-    missed = np.abs(gap) > TOLERANCE
-    if missed.any():
+    good = np.abs(gap) <= TOLERANCE
+    if not good.all():
         unit = game.payoff.max(axis=(-1, -2)) - game.payoff.min(axis=(-1, -2))
-        missed = np.abs(gap) > TOLERANCE * np.maximum(1.0, unit)
-    converged = found.solved.all() and not missed.any()
+        good = np.abs(gap) <= TOLERANCE * np.maximum(1.0, unit)
     return Equilibrium(
         logp,
         opponent_logp,
@@ -126,7 +125,7 @@ def equilibrium(
         "exact",
         time.perf_counter() - began,
         found.steps.reshape(batch),
-        Status.CONVERGED if converged else Status.MAX_STEPS,
+        Status.CONVERGED if good.all() else Status.MAX_STEPS,
     )
 
 

@@ -6,8 +6,7 @@ Find policies z ≥ 0, each block adding up to 1, and one ν per block with
 
 `interior_point` follows the central path z ∘ w = t m (m the start, a policy) to t = 0 from afar.
 `newton` solves g = K·(best response to g) from nearby; a best response knows exact zeros, and tiny
-probabilities in their logs. Arrays are (N, B), the games of a batch last, and
-payoffs are of order 1.
+probabilities in their logs. Arrays are (N, B), the games of a batch last; payoffs are of order 1.
 """
 
 from __future__ import annotations

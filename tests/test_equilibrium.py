@@ -124,8 +124,14 @@ def test_without_a_regulariser(game):
 
 @pytest.mark.parametrize(
     ("spec", "tau", "n", "most"),
-    [(None, 0.0, 150, 10), ("reverse_kl", 0.1, 100, 4), ("reverse_kl", 1e-3, 100, 16)]
-    + [("js", 0.01, 30, 18), ("chi2", 1e-3, 30, 12), ("forward_kl", 1e-3, 30, 14)],
+    [
+        (None, 0.0, 150, 10),
+        ("reverse_kl", 0.1, 100, 4),
+        ("reverse_kl", 1e-3, 100, 16),
+        ("js", 0.01, 30, 18),
+        ("chi2", 1e-3, 30, 12),
+        ("forward_kl", 1e-3, 30, 14),
+    ],
 )
 def test_few_linear_systems_are_enough(spec, tau, n, most):
     """Quadratic convergence near the end, and long steps along the path: as measured, + 20 %."""
