@@ -26,12 +26,13 @@ from scipy.integrate import quad_vec
 from scipy.optimize import brentq
 
 from llm import embedded
-from llm.config import DataConfig, GFlowNetConfig, LoraConfig, ModelConfig, SampleConfig
-from llm.data import load_prompts
-from llm.gflownet import remove_sampler, sample_gflownet, steps, train_sampler
-from llm.mixture import sample_token_mixture, score_token_mixture
-from llm.policy import Completion, Policy
-from llm.sampling import sample
+from llm.config.schema import DataConfig, GFlowNetConfig, LoraConfig, ModelConfig, SampleConfig
+from llm.data.prompts import load_prompts
+from llm.policy.log_probs import Completion
+from llm.policy.model import Policy
+from llm.sampling.gflownet import remove_sampler, sample_gflownet, steps, train_sampler
+from llm.sampling.token_mixture import sample_token_mixture, score_token_mixture
+from llm.sampling.transformers_engine import sample
 from solvers.arrays import normalise
 from tests.tiny_models import save_causal_lm, symbol_tokenizer
 

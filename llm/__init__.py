@@ -7,7 +7,8 @@ train(load_config("embedded-text", ["iterations=3"]))
 
 from typing import TYPE_CHECKING
 
-from llm.config import TrainConfig, load_config
+from llm.config.loading import load_config
+from llm.config.schema import TrainConfig
 
 if TYPE_CHECKING:
     from llm.train import train as train  # a module that can be called, see there

@@ -48,10 +48,12 @@ from typing import TYPE_CHECKING, TextIO
 from rich.console import Console
 
 from games.errors import InputError
-from llm.chunks import World
-from llm.config import BudgetConfig, TrainConfig, load_config, shipped_configs, split_override
-from llm.recipes import describe_recipes, recipes, with_recipe
-from llm.rundir import Row, RunDirectory, check_writable, next_free, read_json
+from llm.config.loading import load_config, shipped_configs, split_override
+from llm.config.recipes import describe_recipes, recipes, with_recipe
+from llm.config.schema import BudgetConfig, TrainConfig
+from llm.storage.chunks import World
+from llm.storage.directory import RunDirectory, check_writable, next_free
+from llm.storage.files import Row, read_json
 from llm.train import Interrupted, be_quiet, continued_later, fail, train
 from solvers import outputs
 from solvers.__main__ import Parser
@@ -59,8 +61,8 @@ from solvers.__main__ import Parser
 if TYPE_CHECKING:
     import numpy as np
 
-    from llm.data import PromptSet
-    from llm.pairwise import Pairwise
+    from llm.data.prompts import PromptSet
+    from llm.evaluation.win_rates import Pairwise
     from solvers.rules import UpdateRule
 
 DEFAULT_CONFIG = "embedded-game"
@@ -107,7 +109,7 @@ def iterations_within(
     Raises InputError where it is none. Responses are counted at full length; under budget.tokens as
     given at one token, for there the run itself stops by what it really took.
     """
-    from llm.plan import uses_of
+    from llm.run.plan import uses_of
 
     uses = uses_of(config, rule, prompts)
     length = 1 if base.budget.tokens else config.sample.max_new_tokens
@@ -152,7 +154,7 @@ class Entry:
 
     def record(self) -> Row:
         """What is known of it without the others."""
-        from llm.setup import rule_and_fit
+        from llm.run.setup import rule_and_fit
         from solvers.tables import step_size
 
         rule, fit = rule_and_fit(self.config)
@@ -238,9 +240,9 @@ def compare(
     is a recipe whose loss explodes or whose selection leaves less than a batch and, on
     `if_it_fits`, one that does not fit data or judge; one at least must remain.
     """
-    from llm.plan import print_plan
-    from llm.session import TooFewItems
-    from llm.setup import check_batches, checked
+    from llm.run.plan import print_plan
+    from llm.run.session import TooFewItems
+    from llm.run.setup import check_batches, checked
 
     world = World.join(dict(os.environ))
     base, root = base_of(source, words)
@@ -314,7 +316,7 @@ def _answers(source: str, names: Sequence[str], words: Sequence[str]) -> str | N
 
     Embedded data has them in a file of their own, with other prompts in another order.
     """
-    from llm.setup import checked
+    from llm.run.setup import checked
 
     for name in names:
         try:
@@ -328,9 +330,9 @@ def _answers(source: str, names: Sequence[str], words: Sequence[str]) -> str | N
 
 
 def _prompts(config: TrainConfig) -> PromptSet:
-    from llm.data import read_examples
+    from llm.data.examples import read_examples
     from llm.embedded import resolve
-    from llm.setup import encoded, shape_of
+    from llm.run.setup import encoded, shape_of
 
     known = resolve(config)
     return encoded(known, shape_of(known), read_examples(known.data))
@@ -345,10 +347,10 @@ def against_each_other(
     None without a judge.
     """
     from llm.embedded import game
-    from llm.pairwise import evaluated, exact, sampled
-    from llm.session import JUDGING_KNOBS
-    from llm.setup import evaluation_prompts, load_judge, out_of_memory
-    from llm.stages import Work
+    from llm.evaluation.win_rates import evaluated, exact, sampled
+    from llm.run.session import JUDGING_KNOBS
+    from llm.run.setup import evaluation_prompts, load_judge, out_of_memory
+    from llm.storage.chunks import Work
 
     first = entries[0]
     if first.config.judge.kind == "none":
@@ -369,8 +371,8 @@ def against_each_other(
 
 def _start_and_end(entry: Entry, world: World) -> tuple[np.ndarray, np.ndarray]:
     """Log-probabilities of all responses of the embedded game."""
-    from llm.beside import EnumeratedGame
-    from llm.setup import prepare
+    from llm.evaluation.exact import EnumeratedGame
+    from llm.run.setup import prepare
 
     parts = prepare(entry.config, world)
     assert isinstance(parts.beside, EnumeratedGame)
@@ -397,7 +399,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(arguments: argparse.Namespace) -> int:
     """Standard output carries the result, standard error the runs on the way."""
-    from llm import side_by_side
+    from llm.evaluation import comparison_report as side_by_side
     from solvers import plots
 
     source, words = arguments.config, list(arguments.overrides)

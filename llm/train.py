@@ -23,9 +23,11 @@ from pathlib import Path
 from rich.console import Console
 
 from games.errors import InputError
-from llm.chunks import World
-from llm.config import TrainConfig, describe, load_config, shipped_configs, split_override
-from llm.rundir import RunDirectory, find_run
+from llm.config.help import describe
+from llm.config.loading import load_config, shipped_configs, split_override
+from llm.config.schema import TrainConfig
+from llm.storage.chunks import World
+from llm.storage.directory import RunDirectory, find_run
 
 logger = logging.getLogger("llm.train")  # as `python -m` this is __main__
 
@@ -42,7 +44,7 @@ def train(config: TrainConfig, console: Console | None = None) -> RunDirectory:
 
     Raises InputError before anything is written, Interrupted afterwards.
     """
-    from llm.report import Report, table
+    from llm.evaluation.report import Report, table
 
     world = World.join(dict(os.environ))
     run = world.share(find_run(config) if world.is_main else None)
@@ -53,9 +55,9 @@ def train(config: TrainConfig, console: Console | None = None) -> RunDirectory:
         return run
 
     # torch and transformers come in here: --help and bad configurations answer without them.
-    from llm.provenance import provenance
-    from llm.session import Session
-    from llm.setup import prepare
+    from llm.run.session import Session
+    from llm.run.setup import prepare
+    from llm.storage.provenance import provenance
 
     parts = prepare(config, world)
     started = run.started(config, provenance()) if world.is_main else nullcontext()
@@ -78,7 +80,7 @@ def train(config: TrainConfig, console: Console | None = None) -> RunDirectory:
 def continued_later(run: RunDirectory) -> Iterator[None]:
     """Whatever stops a run becomes one line, and the run can be continued."""
     from llm.judges import JudgeError
-    from llm.session import TooFewItems
+    from llm.run.session import TooFewItems
 
     try:
         yield
@@ -134,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         configs = _configs(arguments.config, arguments.overrides)
         for config in configs:
             if arguments.dry_run:
-                from llm.plan import print_plan
+                from llm.run.plan import print_plan
 
                 print_plan(config, Console())
             else:

@@ -12,9 +12,10 @@ import torch
 from transformers import get_scheduler
 
 from games import zoo
-from llm.config import FittingConfig, LoraConfig, ModelConfig
-from llm.fitting import InOrder, Rows, batch_loss, batch_of, fit_policy
-from llm.policy import Completion, Policy, collate, sequence_log_probs
+from llm.config.schema import FittingConfig, LoraConfig, ModelConfig
+from llm.policy.fitting import InOrder, Rows, batch_loss, batch_of, fit_policy
+from llm.policy.log_probs import Completion, collate, sequence_log_probs
+from llm.policy.model import Policy
 from solvers import Plays, get_rule, step
 from solvers.arrays import dot
 from solvers.divergences import parse
@@ -410,8 +411,8 @@ own_rule = UpdateRule("own", direction=cubed, eta=0.7)
 
 
 def test_a_rule_of_ones_own_trains_and_its_sign_flips_the_gradient(checkpoint: Path) -> None:
-    from llm.config import TrainConfig
-    from llm.setup import rule_and_fit
+    from llm.config.schema import TrainConfig
+    from llm.run.setup import rule_and_fit
 
     config = TrainConfig.from_dict(
         {

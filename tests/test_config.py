@@ -11,15 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from games.errors import InputError
-from llm.config import (
-    TrainConfig,
-    describe,
-    differences,
-    flatten,
-    load_config,
-    shipped_configs,
-    to_yaml,
-)
+from llm.config.help import describe
+from llm.config.loading import differences, load_config, shipped_configs, to_yaml
+from llm.config.schema import TrainConfig
+from llm.config.section import flatten
 
 SMALLEST = {"model": {"path": "m"}, "data": {"path": "d"}, "judge": {"kind": "pairrm"}}
 

@@ -13,17 +13,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from games.errors import InputError
-from llm import data as data_module
-from llm.config import DataConfig, split_override
-from llm.data import (
-    Examples,
-    Prompt,
-    PromptSet,
-    encode,
-    encode_answers,
-    load_prompts,
-    read_examples,
-)
+from llm.config.loading import split_override
+from llm.config.schema import DataConfig
+from llm.data import prompts as data_module
+from llm.data.examples import Examples, Prompt, read_examples
+from llm.data.prompts import PromptSet, load_prompts
+from llm.data.tokens import encode, encode_answers
 from tests.tiny_models import byte_tokenizer, symbol_tokenizer
 
 # Commas, quotes, line ends inside, a separator that ends no line, characters beyond 16 bits.
@@ -185,7 +180,8 @@ def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_nothing_heavy_is_imported() -> None:
     names = "{'torch', 'transformers', 'datasets', 'pyarrow', 'pandas'}"
-    code = f"import sys, llm.data, llm.metrics; print({names} & set(sys.modules))"
+    modules = "llm.data.prompts, llm.evaluation.statistics"
+    code = f"import sys, {modules}; print({names} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

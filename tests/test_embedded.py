@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from games.errors import InputError
-from llm.config import LoraConfig, ModelConfig, load_config
-from llm.data import load_prompts, read_examples
+from llm.config.loading import load_config
+from llm.config.schema import LoraConfig, ModelConfig
+from llm.data.examples import read_examples
+from llm.data.prompts import load_prompts
 from llm.embedded import HERE, directory, game, grammar, resolve
 from llm.embedded.build import (
     DATA_KL,
@@ -28,7 +30,8 @@ from llm.embedded.build import (
 )
 from llm.embedded.judges import JUDGES, STYLE_GAME, embedded_judge, style_table
 from llm.judges import build_judge
-from llm.policy import Completion, Policy
+from llm.policy.log_probs import Completion
+from llm.policy.model import Policy
 from solvers.arrays import logsumexp, normalise
 from solvers.solve import kl_divergence
 

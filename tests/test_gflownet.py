@@ -10,9 +10,11 @@ from safetensors.torch import load_file
 
 from benchmarks.mixtures import kl, total_variation
 from games.errors import InputError
-from llm.config import GFlowNetConfig, LoraConfig, ModelConfig, SampleConfig
+from llm.config.schema import GFlowNetConfig, LoraConfig, ModelConfig, SampleConfig
 from llm.embedded import directory as embedded
-from llm.gflownet import (
+from llm.policy.log_probs import Completion, response_logits
+from llm.policy.model import Policy
+from llm.sampling.gflownet import (
     _log_reward,
     _trajectories,
     balance_loss,
@@ -26,9 +28,8 @@ from llm.gflownet import (
     steps,
     train_sampler,
 )
-from llm.mixture import score_token_mixture
-from llm.policy import Completion, Policy, response_logits
-from llm.sampling import generate, uniforms
+from llm.sampling.token_mixture import score_token_mixture
+from llm.sampling.transformers_engine import generate, uniforms
 from solvers.arrays import normalise
 from tests.tiny_models import save_causal_lm, symbol_tokenizer
 

@@ -11,15 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llm import load_config, policy, session, setup
-from llm.data import Prompt
+from llm import load_config
+from llm.data.examples import Prompt
 from llm.embedded import HERE
 from llm.embedded.judges import game as game_judge
-from llm.fitting import Rows
-from llm.history import looked_at
-from llm.mixture import score_token_mixture
-from llm.policy import Completion, Policy
-from llm.stages import Responses, Work, select_responses
+from llm.judges.stored import select_responses
+from llm.policy import model as policy
+from llm.policy.fitting import Rows
+from llm.policy.iterates import looked_at
+from llm.policy.log_probs import Completion
+from llm.policy.model import Policy
+from llm.run import session, setup
+from llm.sampling.responses import Responses
+from llm.sampling.token_mixture import score_token_mixture
+from llm.storage.chunks import Work
 from llm.train import Interrupted, main
 from solvers.fits import Items
 from solvers.plays import Plays
@@ -45,7 +50,7 @@ CONFIG = load_config("embedded-game")
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take as long as the run; tests/test_train.py looks at them."""
-    monkeypatch.setattr("llm.session.draw_curves", lambda path, rows: False)
+    monkeypatch.setattr("llm.run.session.draw_curves", lambda path, rows: False)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +58,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of three iterations, with just the budget that they take."""
     path = tmp_path_factory.mktemp("runs") / "whole"
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("llm.session.draw_curves", lambda path, rows: False)
+        patched.setattr("llm.run.session.draw_curves", lambda path, rows: False)
         run(path, *TINY, "budget.tokens=216", "budget.comparisons=72")
     return path
 
@@ -417,7 +422,7 @@ def test_a_budget_ends_a_run_as_if_its_iterations_were_over(
         path, words = tmp_path / limit, (*TINY, "iterations=5", limit)
         # Killed before its end is written: what was used is known from the disk.
         with monkeypatch.context() as patched:
-            patched.setattr("llm.session.Session.finish", dying)
+            patched.setattr("llm.run.session.Session.finish", dying)
             with pytest.raises(Killed):
                 run(path, *words)
         assert f"{limit}: " in run(path, *words)
@@ -471,7 +476,7 @@ def test_a_missing_iterate_is_refused_and_named(
         assert snapshot(path) == before
         shutil.move(tmp_path / "kept", path / "iterations" / lost)
     monkeypatch.undo()
-    monkeypatch.setattr("llm.session.draw_curves", lambda path, rows: False)
+    monkeypatch.setattr("llm.run.session.draw_curves", lambda path, rows: False)
     assert main(["--config", "embedded-game", *words]) == 0
     assert adapter(path) == adapter(whole)
 

@@ -19,18 +19,23 @@ from rich.console import Console
 from games import PreferenceGame
 from games.errors import InputError
 from llm import compare as comparing
-from llm import load_config, pairwise, side_by_side
+from llm import load_config
 from llm.compare import DEFAULT_RECIPES, base_of, budget_of, compare, main
-from llm.config import BudgetConfig, ModelConfig
-from llm.data import Prompt
+from llm.config.recipes import recipes
+from llm.config.schema import BudgetConfig, ModelConfig
+from llm.data.examples import Prompt
 from llm.embedded import HERE, game
 from llm.embedded.judges import embedded_judge
+from llm.evaluation import comparison_report as side_by_side
+from llm.evaluation import win_rates as pairwise
+from llm.evaluation.win_rates import evaluated
 from llm.judges import build_judge
-from llm.pairwise import evaluated
-from llm.policy import Completion, Policy
-from llm.recipes import recipes
-from llm.rundir import RunDirectory, read_rows
-from llm.stages import Responses, Work
+from llm.policy.log_probs import Completion
+from llm.policy.model import Policy
+from llm.sampling.responses import Responses
+from llm.storage.chunks import Work
+from llm.storage.directory import RunDirectory
+from llm.storage.files import read_rows
 from llm.train import Interrupted
 from solvers import style
 

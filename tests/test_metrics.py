@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm.metrics import bleu, entropy, kl, over_prompts, self_bleu, win_rate
+from llm.evaluation.statistics import bleu, entropy, kl, over_prompts, self_bleu, win_rate
 
 # The sentences of nltk's documentation of sentence_bleu, from Papineni et al. (2002).
 GUIDE = (

@@ -12,10 +12,11 @@ from scipy import stats
 
 from benchmarks import mixtures
 from benchmarks.mixtures import kl, total_variation, weighted_draw
-from llm.config import GFlowNetConfig, LoraConfig, ModelConfig, SampleConfig
-from llm.mixture import sample_token_mixture, score_token_mixture
-from llm.policy import Completion, Policy
-from llm.sampling import sample
+from llm.config.schema import GFlowNetConfig, LoraConfig, ModelConfig, SampleConfig
+from llm.policy.log_probs import Completion
+from llm.policy.model import Policy
+from llm.sampling.token_mixture import sample_token_mixture, score_token_mixture
+from llm.sampling.transformers_engine import sample
 from solvers.arrays import normalise
 from solvers.plays import Measure
 from tests.enumeration import draws, order
@@ -122,7 +123,7 @@ def test_logits_are_mixed_in_pieces_alike(
     enumerable: Policy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = token_law(enumerable, PROMPTS[0], SHARE)
-    monkeypatch.setattr("llm.mixture.LOGIT_CHUNK", 1)
+    monkeypatch.setattr("llm.sampling.token_mixture.LOGIT_CHUNK", 1)
     assert (token_law(enumerable, PROMPTS[0], SHARE) == whole).all()
 
 
@@ -195,7 +196,9 @@ def test_each_token_takes_one_pass_of_each_policy(
         return forward(*args, **arguments)
 
     monkeypatch.setattr(body, "forward", listening)
-    monkeypatch.setattr("llm.mixture.score_token_mixture", lambda *_, **__: torch.zeros(2))
+    monkeypatch.setattr(
+        "llm.sampling.token_mixture.score_token_mixture", lambda *_, **__: torch.zeros(2)
+    )
     settings = SampleConfig(max_new_tokens=6)
     sample_token_mixture(text, [[0, 40, 41], [0]], 1, settings, SHARE, key=(2,))
     passes = len(widths) // 2

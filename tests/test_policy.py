@@ -12,9 +12,11 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from games.errors import InputError
-from llm import policy as policy_module
-from llm.config import LoraConfig, ModelConfig
-from llm.policy import Completion, Policy, collate, seeded, sequence_log_probs, token_log_probs
+from llm.config.schema import LoraConfig, ModelConfig
+from llm.policy import log_probs as policy_module
+from llm.policy.loading import seeded
+from llm.policy.log_probs import Completion, collate, sequence_log_probs, token_log_probs
+from llm.policy.model import Policy
 from tests.tiny_models import byte_tokenizer, save_causal_lm, symbol_tokenizer
 
 ARCHITECTURES = ("mistral", "llama", "gpt2", "qwen2")
@@ -463,7 +465,7 @@ def test_missing_special_tokens(tmp_path: Path, caplog: pytest.LogCaptureFixture
     bare = byte_tokenizer(eos=False, pad=False)
     with pytest.raises(InputError, match="no EOS token"):
         load(save_causal_lm(tmp_path / "no-eos", tokenizer=bare))
-    with caplog.at_level("INFO", logger="llm.policy"):
+    with caplog.at_level("INFO", logger="llm.policy.loading"):
         policy = load(save_causal_lm(tmp_path / "no-pad", tokenizer=byte_tokenizer(pad=False)))
     assert policy.pad_token_id == policy.tokenizer.eos_token_id
     assert "no PAD token" in caplog.text

@@ -17,10 +17,11 @@ from rich.console import Console
 
 from games import zoo
 from games.errors import InputError
-from llm.config import describe, differences, load_config, shipped_configs, to_yaml
-from llm.recipes import merge, recipes, with_recipe
-from llm.rundir import read_json
-from llm.setup import rule_and_fit
+from llm.config.help import describe
+from llm.config.loading import differences, load_config, shipped_configs, to_yaml
+from llm.config.recipes import merge, recipes, with_recipe
+from llm.run.setup import rule_and_fit
+from llm.storage.files import read_json
 from llm.train import main, train
 from tests.tiny_models import save_causal_lm
 
@@ -199,7 +200,7 @@ def judge(prompts: Sequence[str], responses: Sequence[Sequence[str]]) -> np.ndar
 
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llm.session.draw_curves", lambda *metrics: False)  # a third of the time
+    monkeypatch.setattr("llm.run.session.draw_curves", lambda *metrics: False)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -9,18 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from games.errors import InputError
-from llm import rundir
-from llm.chunks import Chunk, World, chunks, run_stage
-from llm.config import TrainConfig
-from llm.rundir import (
-    RunDirectory,
-    find_run,
-    next_free,
-    read_rows,
-    write_directory,
-    write_rows,
-    write_text,
-)
+from llm.config.schema import TrainConfig
+from llm.storage import files as rundir
+from llm.storage.chunks import Chunk, World, chunks, run_stage
+from llm.storage.directory import RunDirectory, find_run, next_free
+from llm.storage.files import read_rows, write_directory, write_rows, write_text
 
 CONFIG = TrainConfig.from_dict(
     {"model": {"path": "m"}, "data": {"path": "d"}, "judge": {"kind": "pairrm"}}

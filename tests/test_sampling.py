@@ -10,9 +10,11 @@ import torch
 from scipy import stats
 
 from games.errors import InputError
-from llm.config import LoraConfig, ModelConfig, SampleConfig
-from llm.policy import Completion, Policy
-from llm.sampling import Response, on_policy, sample
+from llm.config.schema import LoraConfig, ModelConfig, SampleConfig
+from llm.policy.log_probs import Completion
+from llm.policy.model import Policy
+from llm.sampling.engine import Response, on_policy
+from llm.sampling.transformers_engine import sample
 from tests.tiny_models import byte_tokenizer, save_causal_lm, symbol_tokenizer
 
 # What checkpoints ship in generation_config.json; none of it may reach a sample.

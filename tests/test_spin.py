@@ -11,10 +11,10 @@ import pytest
 from rich.console import Console
 
 from llm import load_config, train
-from llm.chunks import World
-from llm.data import load_prompts
+from llm.data.prompts import load_prompts
 from llm.embedded import game, resolve
-from llm.setup import aims, prepare, rule_and_fit
+from llm.run.setup import aims, prepare, rule_and_fit
+from llm.storage.chunks import World
 from tests.test_history import TINY, iterate, lines, log_probs, refused, stored
 from tests.test_train import run
 
@@ -36,7 +36,7 @@ SILENT = Console(file=io.StringIO())
 
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llm.session.draw_curves", lambda path, rows: False)
+    monkeypatch.setattr("llm.run.session.draw_curves", lambda path, rows: False)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def pooled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three iterations with two past policies as opponents and two generations to train on."""
     path = tmp_path_factory.mktemp("runs") / "pooled"
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("llm.session.draw_curves", lambda path, rows: False)
+        patched.setattr("llm.run.session.draw_curves", lambda path, rows: False)
         run(path, *POOLED)
     return path
 
@@ -61,7 +61,7 @@ def test_draws_come_in_equal_shares_from_the_remembered_iterates(pooled: Path) -
 
 
 def test_each_draw_is_what_that_iterate_says(pooled: Path) -> None:
-    from llm.sampling import sample
+    from llm.sampling.transformers_engine import sample
 
     config = load_config("embedded-game", POOLED)
     for s in (1, 2):
@@ -93,7 +93,7 @@ def test_answers_come_first_and_generations_are_pooled_and_scored_anew(pooled: P
 
 
 def test_a_row_is_an_answer_over_a_draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llm import session
+    from llm.run import session
 
     fitted = []
 

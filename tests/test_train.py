@@ -25,14 +25,20 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from games.errors import InputError
-from llm import fitting, load_config, stages
-from llm.config import ModelConfig, shipped_configs
-from llm.data import Prompt
+from llm import load_config
+from llm.config.loading import shipped_configs
+from llm.config.schema import ModelConfig
+from llm.data.examples import Prompt
 from llm.embedded import HERE, game
 from llm.embedded.judges import embedded_judge
+from llm.evaluation import measure
 from llm.judges import build_judge
-from llm.policy import Completion, Policy
-from llm.setup import aims, rule_and_fit
+from llm.policy import fitting
+from llm.policy.log_probs import Completion
+from llm.policy.model import Policy
+from llm.run.setup import aims, rule_and_fit
+from llm.sampling import responses as stages
+from llm.storage.chunks import Work
 from llm.train import Interrupted, main, train
 from solvers.rules import UpdateRule, win_rate
 from tests.tiny_judges import save_pairrm
@@ -94,7 +100,7 @@ def snapshot(path: Path) -> dict[Path, tuple[int, bytes]]:
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take as long as a small run."""
-    monkeypatch.setattr("llm.session.draw_curves", lambda path, rows: False)
+    monkeypatch.setattr("llm.run.session.draw_curves", lambda path, rows: False)
 
 
 @pytest.fixture(scope="module")
@@ -180,15 +186,15 @@ def test_wins_are_counted_for_the_policy_against_the_base(tmp_path: Path) -> Non
         return stages.Responses(asked, [row | {"logp_ref": [-5.0, -5.0]}] * 3)
 
     judge = build_judge("embedded", embedded_judge("length"))
-    work = stages.Work(chunk_size=2)
+    work = Work(chunk_size=2)
     own, base = said("a b c d e f", -2.0), said("a", -5.0)
-    measured = stages.evaluate(work, tmp_path / "own", judge, own, base)
+    measured = measure.evaluate(work, tmp_path / "own", judge, own, base)
     assert measured["win_rate"] == pytest.approx(1 / (1 + math.exp(-0.5)))
     assert measured["kl_to_reference"] == pytest.approx(3.0)
     assert measured["entropy"] == pytest.approx(2.0)
     assert measured["length"] == 1.5
     assert measured["self_bleu"] == pytest.approx(1.0)
-    lost = stages.evaluate(work, tmp_path / "base", judge, base, own)
+    lost = measure.evaluate(work, tmp_path / "base", judge, base, own)
     assert lost["win_rate"] == pytest.approx(1 - measured["win_rate"])
 
 

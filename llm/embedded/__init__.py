@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from games.errors import InputError
-from llm.config import TrainConfig
+from llm.config.schema import TrainConfig
 
 PREFIX = "embedded:"
 HERE = Path(__file__).parent

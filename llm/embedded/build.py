@@ -25,12 +25,14 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
 from games import zoo
-from llm.config import DataConfig, ModelConfig, SampleConfig
-from llm.data import load_prompts
+from llm.config.schema import DataConfig, ModelConfig, SampleConfig
+from llm.data.prompts import load_prompts
 from llm.embedded import game, grammar
 from llm.embedded.judges import style_table
-from llm.policy import Completion, Policy, collate, seeded, sequence_log_probs
-from llm.sampling import sample
+from llm.policy.loading import seeded
+from llm.policy.log_probs import Completion, collate, sequence_log_probs
+from llm.policy.model import Policy
+from llm.sampling.transformers_engine import sample
 from solvers.arrays import normalise
 from solvers.solve import kl_divergence
 

@@ -1,0 +1,32 @@
+"""TODO llm.config.help."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING
+from typing import Any
+
+from llm.config.recipes import describe_recipes
+from llm.config.schema import TrainConfig
+from llm.config.section import all_fields, type_name
+
+
+def describe() -> str:
+    """Every field with its meaning and default, a line or two each, then the recipes."""
+    lines = []
+    for name, f, kind in all_fields(TrainConfig):
+        meta = f.metadata
+        default = (
+            "required"
+            if f.default is MISSING and f.default_factory is MISSING
+            else f"default {_show(f.default if f.default is not MISSING else {})}"
+        )
+        choices = f" ({' | '.join(meta['choices'])})" if meta["choices"] else ""
+        lines.append(f"{name}  [{type_name(kind)}, {default}]\n    {meta['meaning']}{choices}")
+    about_recipes = "recipe=NAME puts a published method over the configuration, one of"
+    return "\n".join([*lines, "", f"{about_recipes}:", describe_recipes()])
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return str(list(value) if isinstance(value, tuple) else value)

@@ -1,0 +1,155 @@
+"""TODO llm.data.formats."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from games.errors import InputError
+
+Row = Mapping[str, Any]
+
+
+Columns = Mapping[str, str]  # the configuration's key of each column
+
+
+Rows = Iterator[tuple[str, Row]]
+
+
+def _jsonl_rows(path: Path, columns: Columns) -> Rows:
+    # Only "\n" ends a line: str.splitlines would cut strings at U+2028 too.
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(
+                f"{where}: not valid JSON ({error.msg}, column {error.colno}); "
+                "each line must be one JSON object"
+            ) from error
+        yield where, _object(row, columns, where)
+
+
+def _json_rows(path: Path, columns: Columns) -> Rows:
+    try:
+        rows = json.loads(read_text(path) or "[]")
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{path}:{error.lineno}: not valid JSON ({error.msg}); "
+            "name the file .jsonl if each line is an object of its own"
+        ) from error
+    if not isinstance(rows, list):
+        raise InputError(f"{path}: must be a list of objects, each with {columns['data.field']!r}")
+    for number, row in enumerate(rows, start=1):
+        where = f"{path}, item {number}"
+        yield where, _object(row, columns, where)
+
+
+def _csv_rows(path: Path, columns: Columns) -> Rows:
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+    if reader.fieldnames is not None:
+        _require(columns, reader.fieldnames, f"{path}:1")
+    while True:
+        where = f"{path}:{reader.line_num + 1}"
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise InputError(f"{where}: not valid CSV ({error}); check its quotes") from error
+        if None in row or None in row.values():
+            raise InputError(
+                f"{where}: has not as many fields as the header; "
+                "put double quotes around text with commas"
+            )
+        yield where, row
+
+
+def _parquet_rows(path: Path, columns: Columns) -> Rows:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise InputError(
+            f"data.path={path}: parquet needs pyarrow: pip install pyarrow, or give .jsonl or .csv"
+        ) from error
+    try:
+        _require(columns, parquet.read_schema(path).names, str(path))
+        rows = parquet.read_table(path, columns=sorted(set(columns.values()))).to_pylist()
+    except pyarrow.ArrowException as error:
+        said = str(error).splitlines()[0]
+        raise InputError(f"data.path={path}: not a readable parquet file ({said})") from error
+    for number, row in enumerate(rows, start=1):
+        yield f"{path}, row {number}", row
+
+
+def dataset_rows(path: str, columns: Columns, split: str) -> Rows:
+    """Rows of a dataset directory or of a dataset on the hub."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise InputError(
+            f"data.path={path}: a dataset needs the library: pip install datasets, "
+            "or give a .jsonl or .csv file"
+        ) from error
+    directory = Path(path)
+    saved = any((directory / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    try:
+        data: Any = datasets.load_from_disk(path) if saved else datasets.load_dataset(path)
+    except Exception as error:  # OSError, ValueError, DatasetsError, ArrowException, HfHubHTTPError
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"data.path={path}: cannot be read as a dataset ({said}); give a hub name, a dataset "
+            f"directory, or a file that ends in {', '.join(READERS)}"
+        ) from error
+    if isinstance(data, datasets.DatasetDict):
+        if split not in data:
+            raise InputError(
+                f"data.split={split}: {path} has no such split, only {', '.join(map(str, data))}"
+            )
+        data = data[split]
+    _require(columns, data.column_names, path)
+    data = data.select_columns(sorted(set(columns.values())))
+    for number, row in enumerate(data, start=1):
+        yield f"{path}, row {number}", row
+
+
+READERS: dict[str, Callable[[Path, Columns], Rows]] = {
+    ".jsonl": _jsonl_rows,
+    ".json": _json_rows,
+    ".csv": _csv_rows,
+    ".parquet": _parquet_rows,
+}
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file. Raises InputError with the line of a byte that is not UTF-8."""
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{path}:{line}: not UTF-8; save the file in UTF-8") from error
+
+
+def _object(row: Any, columns: Columns, where: str) -> Row:
+    if not isinstance(row, dict):
+        named = columns["data.field"]
+        raise InputError(f"{where}: must be an object with {named!r}, not {type(row).__name__}")
+    _require(columns, row, where)
+    return row
+
+
+def _require(columns: Columns, names: Collection[str], where: str) -> None:
+    for key, column in columns.items():
+        if column not in names:
+            near = difflib.get_close_matches(column, names, n=1)
+            hint = f"did you mean {key}={near[0]}?" if near else f"set {key} to one of them"
+            raise InputError(f"{where}: no column {column!r} among {', '.join(names)}; {hint}")

@@ -1,0 +1,23 @@
+"""Chat template files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from games.errors import InputError
+from llm.config.schema import DataConfig
+from llm.data.formats import read_text
+
+RAW = "none"  # data.chat_template: prompts without a template
+
+
+def template_text(data: DataConfig) -> str | None:
+    """The text of a template file; None where the tokenizer's own, or none, is asked for."""
+    if data.chat_template in (None, RAW):
+        return None
+    file = Path(data.chat_template)
+    if not file.is_file():
+        raise InputError(
+            f"data.chat_template={file}: no such file; give a Jinja file, null or none"
+        )
+    return read_text(file)

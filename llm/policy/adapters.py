@@ -1,0 +1,101 @@
+"""TODO llm.policy.adapters."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from games.errors import InputError
+from llm.config.schema import LoraConfig as LoraSettings
+from llm.policy.loading import naming_field
+
+ADAPTER = "default"  # peft's name of the one that is π_θ
+
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+BASE_MODEL_RECORD = "base_model.json"
+
+
+def _new_adapter(lora: LoraSettings) -> LoraConfig:
+    targets = lora.target_modules
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType] - any number will do
+        lora_dropout=lora.dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        modules_to_save=["lm_head"] if lora.train_lm_head else None,
+    )
+
+
+def _given_adapter(directory: str, lora: LoraSettings) -> LoraConfig:
+    path = Path(directory) / "adapter_config.json"
+    if not path.is_file():
+        raise InputError(f"model.adapter={directory}: holds no {path.name}; give a LoRA adapter")
+    with naming_field("model.adapter", directory):
+        config = LoraConfig.from_pretrained(directory)
+    if not isinstance(config, LoraConfig):
+        raise InputError(f"{path}: of type {config.peft_type}; give a LoRA adapter")
+    plain = config.init_lora_weights in (True, False, "gaussian", "eva", "orthogonal")
+    if config.bias != "none" or not plain:
+        raise InputError(
+            f"{path}: bias {config.bias}, init_lora_weights {config.init_lora_weights} "
+            "would change the base model; give a plain LoRA adapter"
+        )
+    config.lora_dropout = lora.dropout
+    config.inference_mode = False
+    # peft writes the base of this run there, and warns if another is.
+    config.base_model_name_or_path = None
+    return config
+
+
+def _wrap(base, config: LoraConfig) -> PeftModel:
+    with warnings.catch_warnings():
+        # GPT-2 stores its linear layers transposed; peft sees it and says so.
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False")
+        # The trained copy of a tied head is meant to leave the input embeddings alone. Merged, the
+        # two are untied in the model's configuration (peft, BaseTuner).
+        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")
+        # peft 0.21 asks transformers 5.23 by a name on its way out.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
+        try:
+            model = get_peft_model(base, config)
+        except ValueError as error:
+            raise InputError(f"lora.target_modules: {str(error).splitlines()[0]}") from error
+    for name, module in model.named_modules():
+        if "modules_to_save." in name and isinstance(module, torch.nn.Linear):
+            _train_in_float32(module)
+    return model
+
+
+def _train_in_float32(module: torch.nn.Linear) -> None:
+    """Small steps would be lost in bfloat16 weights; in and out, the module keeps its dtype."""
+    outside = module.weight.dtype
+    inside = torch.promote_types(outside, torch.float32)
+    module.to(inside)
+    module.register_forward_pre_hook(lambda _, inputs: inputs[0].to(inside))
+    module.register_forward_hook(lambda _, inputs, output: output.to(outside))
+
+
+def _check_base(directory: str | Path, base: dict[str, str]) -> None:
+    """Refuses an adapter of another base: by fingerprint, or by name where peft alone wrote it."""
+    record = Path(directory) / BASE_MODEL_RECORD
+    if record.is_file():
+        trained_on = json.loads(record.read_text())
+        same = trained_on["fingerprint"] == base["fingerprint"]
+    else:
+        with naming_field("model.adapter", directory):
+            settings = json.loads((Path(directory) / "adapter_config.json").read_text())
+        trained_on = {"path": settings.get("base_model_name_or_path") or "a model without a name"}
+        same = Path(trained_on["path"]).name == Path(base["path"]).name
+    if not same:
+        raise InputError(
+            f"model.adapter={directory}: trained on {trained_on['path']}, another base model than "
+            f"model.path={base['path']}; give the base that it was trained on"
+        )

@@ -1,0 +1,259 @@
+"""The training phase: a fit of `solvers.fits` on transformers.Trainer.
+
+A row of the dataset is an item of the fit: one response or a pair, with the numbers that were
+recorded at the start of the iteration. The Trainer evaluates log π_θ and calls `fit.loss`; nothing
+of the algorithm is written here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, SequentialSampler
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from games.errors import InputError
+from llm.config.schema import FittingConfig, GFlowNetConfig
+from llm.policy.log_probs import Completion, collate, sequence_log_probs
+from llm.policy.model import Policy
+from llm.storage.chunks import World
+from solvers.fits import Fit, Items, direct_forward_kl
+
+WHOLE = "whole"  # a file in a Trainer checkpoint, written last
+
+
+@dataclass(frozen=True)
+class Rows(Dataset):
+    """Items of B prompts as rows; those of weight zero count for nothing and are left out.
+
+    completions  B × K responses, which the items number
+    items        index (B, I, arity), weight (B, I), columns {name: (B, I)}
+    from_base    one response of μ per prompt and its λ, where forward KL is estimated from those
+    """
+
+    completions: Sequence[Sequence[Completion]]
+    items: Items
+    from_base: tuple[Sequence[Completion], float] | None = None
+
+    @cached_property
+    def places(self) -> np.ndarray:
+        """(rows, 2): the prompt and the item of each row."""
+        return np.argwhere(self.items.weight != 0)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        prompt, item = self.places[row]
+        responses = [self.completions[prompt][k] for k in self.items.index[prompt, item]]
+        if self.from_base is not None:
+            responses.append(self.from_base[0][prompt])
+        # A prompt's loss is Σ weight · loss over its I items: in a mean, a weight counts I times.
+        weight = self.items.weight[prompt, item] * self.items.weight.shape[1]
+        columns = {name: column[prompt, item] for name, column in self.items.columns.items()}
+        return {"responses": responses, "weight": weight, "columns": columns}
+
+
+@dataclass(frozen=True)
+class InOrder(Dataset):
+    """Rows in the order in which they are trained on: whole batches, an epoch after the other."""
+
+    rows: Rows
+    order: np.ndarray
+
+    @classmethod
+    def shuffled(cls, rows: Rows, batch_size: int, epochs: int, seed: Sequence[int]) -> InOrder:
+        """Each epoch in an order of its own, without what would be its incomplete last batch."""
+        rng = np.random.default_rng(seed)
+        whole = len(rows) - len(rows) % batch_size
+        order = [rng.permutation(len(rows))[:whole] for _ in range(epochs)]
+        return cls(rows, np.concatenate(order))
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return self.rows[int(self.order[i])]
+
+
+def batch_of(rows: Sequence[dict[str, Any]], pad_token_id: int, dtype: torch.dtype) -> dict:
+    """R rows -> what `collate` makes of their responses, weight (R,), columns {name: (R,)}."""
+    batch: dict[str, Any] = collate([c for row in rows for c in row["responses"]], pad_token_id)
+    batch["weight"] = torch.tensor([row["weight"] for row in rows], dtype=dtype)
+    batch["columns"] = {
+        name: torch.tensor([row["columns"][name] for row in rows], dtype=dtype)
+        for name in rows[0]["columns"]
+    }
+    return batch
+
+
+def batch_loss(
+    model: torch.nn.Module,
+    batch: dict[str, Any],
+    fit: Fit,
+    temperature: float = 1.0,
+    lam_from_base: float | None = None,
+) -> torch.Tensor:
+    """The mean over a batch's rows of weight × loss."""
+    weight, columns = batch["weight"], batch["columns"]
+    logp = sequence_log_probs(model, batch, temperature).view(len(weight), -1)
+    if lam_from_base is None:
+        return (weight * fit.loss(logp, columns)).mean()
+    penalty = direct_forward_kl(logp[:, -1:], lam_from_base)
+    return (weight * fit.loss(logp[:, :-1], columns) + penalty).mean()
+
+
+class FitTrainer(Trainer):
+    """A Trainer that takes the rows in their order and the loss from a fit."""
+
+    def __init__(self, *args: Any, loss: Callable[..., torch.Tensor], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.loss = loss
+        self.model_accepts_loss_kwargs = False  # the loss is a mean: scale it for accumulation
+
+    def compute_loss(self, model: Any, inputs: dict, return_outputs: bool = False, **_: Any) -> Any:
+        """The fit's loss on a micro-batch."""
+        return self.loss(model, inputs)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
+        return SequentialSampler(rows)
+
+
+class _Checkpoints(TrainerCallback):
+    """Marks a checkpoint as whole when all of it is on the disk, and tells of steps."""
+
+    def __init__(self, world: World, on_steps: Callable[[int], object]) -> None:
+        self.world, self.on_steps = world, on_steps
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.on_steps(state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.on_steps(1)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.world.barrier()  # every process writes its random state there
+        if self.world.is_main:
+            directory = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            for file in directory.iterdir():
+                with file.open("rb") as stream:
+                    os.fsync(stream.fileno())
+            (directory / WHOLE).touch()
+
+
+def last_whole_checkpoint(directory: Path, world: World) -> str | None:
+    """The latest checkpoint that was written to its end; those that were cut are removed."""
+    if world.is_main:
+        for checkpoint in directory.glob("checkpoint-*"):
+            if not (checkpoint / WHOLE).exists():
+                shutil.rmtree(checkpoint)
+    world.barrier()
+    steps = [int(path.name.split("-")[1]) for path in directory.glob("checkpoint-*")]
+    return str(directory / f"checkpoint-{max(steps)}") if steps else None
+
+
+def accumulation(settings: FittingConfig | GFlowNetConfig, processes: int) -> int:
+    """Micro-batches per process and optimizer step. Raises InputError where they do not divide."""
+    at_once = settings.micro_batch_size * processes
+    if settings.batch_size % at_once:
+        raise InputError(
+            f"{settings.prefix}batch_size={settings.batch_size} is no multiple of "
+            f"{settings.prefix}micro_batch_size={settings.micro_batch_size} times {processes} "
+            "processes; change one of them"
+        )
+    return settings.batch_size // at_once
+
+
+def training_arguments(
+    settings: FittingConfig, directory: Path, world: World, seed: int, on_cpu: bool
+) -> TrainingArguments:
+    """The Trainer's arguments. Raises InputError for what it does not know or cannot do."""
+    known = {f.name for f in dataclasses.fields(TrainingArguments)}
+    # transformers renames the option within 5.x.
+    new = "activation_checkpointing" in known
+    checkpointing = "activation_checkpointing" if new else "gradient_checkpointing"
+    arguments: dict[str, Any] = {
+        "output_dir": str(directory),
+        "per_device_train_batch_size": settings.micro_batch_size,
+        "gradient_accumulation_steps": accumulation(settings, world.size),
+        "num_train_epochs": 1,  # the rows of all epochs are laid out in their order
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": settings.schedule,
+        "warmup_steps": settings.warmup,
+        "optim": settings.optimizer,
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.max_grad_norm,
+        "save_steps": settings.save_steps,
+        "save_total_limit": 2,  # one stays while the next is being written
+        "report_to": settings.report_to,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "label_names": [],
+        "seed": seed,
+        "use_cpu": on_cpu,
+        "dataloader_pin_memory": not on_cpu,
+        "ddp_find_unused_parameters": False,
+    }
+    if settings.gradient_checkpointing:
+        arguments |= {checkpointing: True, f"{checkpointing}_kwargs": {"use_reentrant": False}}
+    unknown = sorted(set(settings.arguments) - known)
+    if unknown:
+        raise InputError(f"train.arguments.{unknown[0]}: no argument of transformers' Trainer")
+    try:
+        made = TrainingArguments(**arguments | settings.arguments)
+    except (ValueError, ImportError, TypeError) as error:
+        raise InputError(f"train: {str(error).splitlines()[0]}") from error
+    if made.n_gpu > 1:  # several GPUs are for several processes, not for nn.DataParallel
+        made._n_gpu = 1
+    return made
+
+
+def fit_policy(
+    policy: Policy,
+    fit: Fit,
+    rows: Rows,
+    settings: FittingConfig,
+    *,
+    directory: Path,
+    seed: Sequence[int],
+    temperature: float = 1.0,
+    world: World = World(),  # noqa: B008 - frozen
+    on_steps: Callable[[int], object] = lambda more: None,
+) -> list[float]:
+    """Trains π_θ on the rows; the loss of each optimizer step.
+
+    Continues from the last whole checkpoint under `directory`. Raises FloatingPointError where the
+    loss is no number any more.
+    """
+    ordered = InOrder.shuffled(rows, settings.batch_size, settings.epochs, seed)
+    dtype = torch.promote_types(policy.model.dtype, torch.float32)
+    lam = None if rows.from_base is None else rows.from_base[1]
+    trainer = FitTrainer(
+        model=policy.model,
+        args=training_arguments(settings, directory, world, seed[0], policy.device.type == "cpu"),
+        train_dataset=ordered,
+        data_collator=lambda batch: batch_of(batch, policy.pad_token_id, dtype),
+        callbacks=[_Checkpoints(world, on_steps)],
+        loss=lambda model, batch: batch_loss(model, batch, fit, temperature, lam),
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=last_whole_checkpoint(directory, world))
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    if not all(map(math.isfinite, losses)):
+        raise FloatingPointError(
+            "the loss is no number any more; lower eta or train.learning_rate, or take fit=proximal"
+        )
+    return losses

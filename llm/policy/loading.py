@@ -1,0 +1,179 @@
+"""TODO llm.policy.loading."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig
+from transformers.utils.hub import cached_file
+
+from games.errors import InputError
+from llm.config.schema import ModelConfig
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {
+    "auto": "auto",
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+
+
+MENDS = {
+    "model.path": "a directory or hub name with config.json, tokenizer and safetensors weights",
+    "model.random_from_config": "a directory with a config.json of a causal language model",
+    "model.adapter": "a directory with a LoRA adapter as peft saves it",
+}
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """torch's global generators restart from `seed` inside, and go on outside as if nothing was."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def naming_field(key: str, path: str | Path) -> Iterator[None]:
+    """Turns what a library says of an unreadable checkpoint into one line that names the key."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # the libraries raise OSError, ValueError, KeyError, SafetensorError
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(f"{key}={path}: cannot be read ({said[0]}); give {MENDS[key]}") from error
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"model.device={name}: there is no CUDA device here; set model.device=cpu")
+    return torch.device(name)
+
+
+def _load_model(settings: ModelConfig, config: PreTrainedConfig, device: torch.device):
+    # Placed while it is read, so that a large model is never whole in host memory. A device map
+    # that names the CPU would make peft put hooks on every module, so there is none there.
+    device_map = None if device.type == "cpu" else {"": device}
+    with naming_field("model.path", settings.path):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            settings.path,
+            config=config,
+            dtype=DTYPES[settings.dtype],
+            attn_implementation=settings.attn,
+            device_map=device_map,
+            quantization_config=_four_bit(settings, device) if settings.load_in_4bit else None,
+            trust_remote_code=settings.trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    model, report = loaded
+    if report["missing_keys"]:
+        absent = sorted(report["missing_keys"])
+        raise InputError(
+            f"model.path={settings.path}: {len(absent)} weights are missing ({absent[0]}, ...) and "
+            "would be filled at random; give a complete checkpoint of a causal language model"
+        )
+    return model
+
+
+def _random_model(settings: ModelConfig, config: PreTrainedConfig, device: torch.device, seed: int):
+    if settings.load_in_4bit:
+        raise InputError("model.load_in_4bit: quantises weights, model.random_from_config has none")
+    dtype = DTYPES[settings.dtype] if settings.dtype != "auto" else config.dtype or torch.float32
+    with seeded(seed, device), device:
+        return AutoModelForCausalLM.from_config(
+            config,
+            dtype=dtype,
+            attn_implementation=settings.attn,
+            trust_remote_code=settings.trust_remote_code,
+        )
+
+
+def _four_bit(settings: ModelConfig, device: torch.device) -> BitsAndBytesConfig:
+    if device.type != "cuda" or importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError(
+            "model.load_in_4bit: needs a CUDA device and bitsandbytes; "
+            "pip install bitsandbytes, or set it to false"
+        )
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=(
+            torch.bfloat16 if settings.dtype == "auto" else DTYPES[settings.dtype]
+        ),
+    )
+
+
+def _switch_off_dropout(model: torch.nn.Module) -> None:
+    """train() then leaves every distribution as it is, so that pi_theta starts at pi_t."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def _stop_ids(model, tokenizer, path: str | Path) -> tuple[int, ...]:
+    """Tokens that end a response: the tokenizer's EOS and those of generation_config.json."""
+    named = model.generation_config.eos_token_id
+    ids = {named} if isinstance(named, int) else set(named or ())
+    if tokenizer.eos_token_id is not None:
+        ids.add(tokenizer.eos_token_id)
+    if not ids:
+        raise InputError(
+            f"model.path={path}: no EOS token, so no response would ever end; "
+            'name one as "eos_token" in its tokenizer_config.json'
+        )
+    return tuple(sorted(ids))
+
+
+def _pad_token_id(model, tokenizer, stop_ids: tuple[int, ...], path: str) -> int:
+    """A token with an embedding to pad with; masks hide it. Refuses other tokens without one."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    pad = tokenizer.pad_token_id
+    # Many a checkpoint has had PAD put into its tokenizer later, past the last embedding.
+    largest = max(set(tokenizer.get_vocab().values()) - {pad})
+    if largest >= rows:
+        raise InputError(
+            f"model.path={path}: the tokenizer has ids up to {largest}, the model {rows} "
+            "embeddings; give the tokenizer that belongs to the model"
+        )
+    if pad is not None and pad < rows:
+        return pad
+    logger.info("model.path=%s has no PAD token: EOS pads in its place", path)
+    return stop_ids[0]
+
+
+def _fingerprint(path: str) -> str:
+    """Hash of a checkpoint's tensor names, shapes and some of their values, wherever it lies."""
+    directory = Path(str(cached_file(path, "config.json"))).parent
+    digest = hashlib.sha256()
+    window = 2**16
+    for file in sorted(directory.glob("model*.safetensors")):
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            for offset in (0, size // 3, 2 * size // 3, max(0, size - window)):
+                stream.seek(offset)
+                digest.update(stream.read(window))
+    return digest.hexdigest()
+
+
+def _random_fingerprint(config: PreTrainedConfig, seed: int) -> str:
+    settings = config.to_dict() | {"transformers_version": None, "seed": seed}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()

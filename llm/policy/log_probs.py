@@ -1,0 +1,113 @@
+"""TODO llm.policy.log_probs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+# Largest float32 copy of logits made at once, in elements: 128 MiB.
+LOGIT_CHUNK = 2**25
+
+
+@dataclass(frozen=True)
+class Completion:
+    """Token ids of a prompt and of a response to it.
+
+    The response holds its end-of-sequence token where the model produced one; a response cut at the
+    length limit has none and is scored as it is.
+    """
+
+    prompt_ids: Sequence[int]
+    response_ids: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + len(self.response_ids)
+
+
+def collate(
+    completions: Sequence[Completion], pad_token_id: int, padding_side: str = "left"
+) -> dict[str, torch.Tensor]:
+    """B completions -> `input_ids, attention_mask, position_ids, response_mask`, each (B, T).
+
+    Padding on the left keeps all responses in the last columns: the fewest logits are made.
+    """
+    width = max(len(completion) for completion in completions)
+    ids = torch.full((len(completions), width), pad_token_id)
+    attended = torch.zeros_like(ids)
+    response = torch.zeros_like(ids)
+    for row, completion in enumerate(completions):
+        start = width - len(completion) if padding_side == "left" else 0
+        middle = start + len(completion.prompt_ids)
+        end = start + len(completion)
+        ids[row, start:middle] = torch.tensor(completion.prompt_ids)
+        ids[row, middle:end] = torch.tensor(completion.response_ids)
+        attended[row, start:end] = 1
+        response[row, middle:end] = 1
+    return {
+        "input_ids": ids,
+        "attention_mask": attended,
+        "position_ids": (attended.cumsum(-1) - 1).clamp(min=0),
+        "response_mask": response,
+    }
+
+
+def token_log_probs(
+    logits: torch.Tensor, tokens: torch.Tensor, temperature: float = 1.0
+) -> torch.Tensor:
+    """(B, T, V), (B, T, N) -> (B, T, N): log softmax(logits / temperature) at N tokens a place.
+
+    One token a place may come as (B, T) -> (B, T). In float32 (float64 for float64 logits), and
+    with no more than `LOGIT_CHUNK` elements in that precision at a time, in the backward pass as
+    well.
+    """
+    if tokens.ndim == 2:
+        return token_log_probs(logits, tokens.unsqueeze(-1), temperature).squeeze(-1)
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+
+    def log_probs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        scores = logits.to(dtype)
+        if temperature != 1.0:
+            scores = scores / temperature
+        return scores.gather(-1, tokens) - scores.logsumexp(-1, keepdim=True)
+
+    batch, length, vocabulary = logits.shape
+    step = max(1, LOGIT_CHUNK // (batch * vocabulary))
+    if step >= length:
+        return log_probs(logits, tokens)
+    pieces = zip(logits.split(step, dim=1), tokens.split(step, dim=1), strict=True)
+    return torch.cat(
+        [checkpoint(log_probs, *piece, use_reentrant=False) for piece in pieces], dim=1
+    )
+
+
+def response_logits(
+    model: torch.nn.Module, batch: Mapping[str, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Batch of `collate` -> logits (B, T, V), tokens (B, T) that they foretell, and which count.
+
+    The T columns hold all responses, and the ends of some prompts, which do not count.
+    """
+    response = batch["response_mask"].bool()
+    start = int(response.any(0).nonzero()[0])
+    logits = model(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        position_ids=batch["position_ids"],
+        use_cache=False,
+        logits_to_keep=response.shape[1] - start + 1,
+    ).logits
+    return logits[:, :-1], batch["input_ids"][:, start:], response[:, start:]
+
+
+def sequence_log_probs(
+    model: torch.nn.Module, batch: Mapping[str, torch.Tensor], temperature: float = 1.0
+) -> torch.Tensor:
+    """Batch of `collate` -> (B,): log-probability of each response given its prompt, in nats.
+
+    `temperature` is that of the distribution scored, as in sampling. Differentiable.
+    """
+    logits, tokens, response = response_logits(model, batch)
+    return token_log_probs(logits, tokens, temperature).where(response, 0).sum(-1)

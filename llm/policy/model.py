@@ -1,0 +1,204 @@
+"""One language model in memory that is both policies: π_θ (LoRA adapter on) and μ (adapter off).
+
+Log-probabilities are those of whole responses: the sum over the response's tokens, end-of-sequence
+included, in float32 at least.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+
+from games.errors import InputError
+from llm.config.schema import LoraConfig as LoraSettings
+from llm.config.schema import ModelConfig
+from llm.policy.adapters import (
+    ADAPTER,
+    ADAPTER_WEIGHTS,
+    BASE_MODEL_RECORD,
+    _check_base,
+    _given_adapter,
+    _new_adapter,
+    _wrap,
+)
+from llm.policy.loading import (
+    _device,
+    _fingerprint,
+    _load_model,
+    _pad_token_id,
+    _random_fingerprint,
+    _random_model,
+    _stop_ids,
+    _switch_off_dropout,
+    naming_field,
+    seeded,
+)
+from llm.policy.log_probs import Completion, collate, sequence_log_probs
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A base model with a LoRA adapter: π_θ with the adapter on, μ exactly with it off."""
+
+    model: PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    stop_ids: tuple[int, ...]
+    pad_token_id: int
+    context_length: int | None
+    base: dict[str, str]
+
+    @classmethod
+    def load(
+        cls, settings: ModelConfig, lora: LoraSettings | None = None, *, seed: int = 0
+    ) -> Policy:
+        """The causal LM of `settings` with a new adapter, drawn from `seed`, or a given one.
+
+        The checkpoint's dropouts and its generation defaults are switched off, so that what is
+        sampled, recorded and trained is one distribution. Weights are read from safetensors only.
+        Of `lora`, a given adapter takes the dropout alone. Raises InputError naming the field.
+        """
+        lora = lora or LoraSettings()
+        device = _device(settings.device)
+        remote = {"trust_remote_code": settings.trust_remote_code}
+        shape = settings.random_from_config
+        source = shape or settings.path
+        with naming_field("model.random_from_config" if shape else "model.path", source):
+            config = AutoConfig.from_pretrained(source, **remote)
+        with naming_field("model.path", settings.path):
+            tokenizer = AutoTokenizer.from_pretrained(settings.path, **remote)
+        if shape is None:
+            base = _load_model(settings, config, device)
+            fingerprint = _fingerprint(settings.path)
+        else:
+            base = _random_model(settings, config, device, seed)
+            fingerprint = _random_fingerprint(config, seed)
+        stop_ids = _stop_ids(base, tokenizer, settings.path)
+        pad_token_id = _pad_token_id(base, tokenizer, stop_ids, settings.path)
+        base.generation_config = GenerationConfig()
+        _switch_off_dropout(base)
+
+        given = settings.adapter
+        lora_config = _new_adapter(lora) if given is None else _given_adapter(given, lora)
+        with seeded(seed, device):
+            model = _wrap(base, lora_config)
+        policy = cls(
+            model=model,
+            tokenizer=tokenizer,
+            stop_ids=stop_ids,
+            pad_token_id=pad_token_id,
+            context_length=getattr(config, "max_position_embeddings", None),
+            base={"path": source, "fingerprint": fingerprint},
+        )
+        if given is not None:
+            policy.load_adapter(given)
+        return policy
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @contextmanager
+    def acting(self, adapter: bool = True) -> Iterator[None]:
+        """Inside, the model is in evaluation mode and is π_θ, or μ with `adapter=False`."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            if adapter:
+                yield
+            else:
+                with self.model.disable_adapter():
+                    yield
+        finally:
+            self.model.train(training)
+
+    def collate(self, completions: Sequence[Completion]) -> dict[str, torch.Tensor]:
+        """B completions -> a batch on the model's device; refuses what the context cannot hold."""
+        self.check_length(max(len(completion) for completion in completions))
+        batch = collate(completions, self.pad_token_id)
+        return {name: tensor.to(self.device) for name, tensor in batch.items()}
+
+    def log_probs(
+        self, batch: Mapping[str, torch.Tensor], adapter: bool = True, temperature: float = 1.0
+    ) -> torch.Tensor:
+        """Batch -> (B,): log π_θ of the responses, or log μ with `adapter=False`."""
+        if adapter:
+            return sequence_log_probs(self.model, batch, temperature)
+        with self.model.disable_adapter():
+            return sequence_log_probs(self.model, batch, temperature)
+
+    @torch.no_grad()
+    def score(
+        self,
+        completions: Sequence[Completion],
+        *,
+        batch_size: int,
+        adapter: bool = True,
+        temperature: float = 1.0,
+    ) -> torch.Tensor:
+        """N completions -> (N,) on the CPU: log-probabilities to record, in batches by length."""
+        with self.acting(adapter):
+            return self.in_batches(
+                completions,
+                batch_size,
+                lambda batch: sequence_log_probs(self.model, batch, temperature),
+            )
+
+    def in_batches(
+        self,
+        completions: Sequence[Completion],
+        batch_size: int,
+        values: Callable[[dict[str, torch.Tensor]], torch.Tensor],
+    ) -> torch.Tensor:
+        """N completions -> (N,) on the CPU: what `values` makes, (B,), of batches by length."""
+        order = sorted(range(len(completions)), key=lambda i: len(completions[i]))
+        recorded = [0.0] * len(completions)
+        for first in range(0, len(order), batch_size):
+            rows = order[first : first + batch_size]
+            batch = self.collate([completions[i] for i in rows])
+            for i, value in zip(rows, values(batch).tolist(), strict=True):
+                recorded[i] = value
+        return torch.tensor(recorded, dtype=torch.promote_types(self.model.dtype, torch.float32))
+
+    def check_length(self, prompt_tokens: int, new_tokens: int = 0) -> None:
+        """Raises InputError when prompt and response together do not fit the model's context."""
+        if self.context_length is not None and prompt_tokens + new_tokens > self.context_length:
+            raise InputError(
+                f"a prompt of {prompt_tokens} tokens and {new_tokens} new ones exceed the context "
+                f"of {self.context_length} tokens of model.path={self.base['path']}; "
+                "lower data.max_prompt_length or sample.max_new_tokens"
+            )
+
+    def save_adapter(self, directory: str | Path) -> None:
+        """Writes the adapter in peft's layout, with a record of the base that it belongs to."""
+        # The hub is asked about the vocabulary size unless the embedding layers are ruled out.
+        self.model.save_pretrained(
+            str(directory), selected_adapters=[ADAPTER], save_embedding_layers=False
+        )
+        (Path(directory) / BASE_MODEL_RECORD).write_text(json.dumps(self.base, indent=1) + "\n")
+
+    def load_adapter(self, directory: str | Path) -> None:
+        """Puts the weights that `save_adapter` (or peft) wrote into this policy's adapter.
+
+        Raises InputError when they are missing, unreadable, of another shape or of another base.
+        """
+        _check_base(directory, self.base)
+        path = Path(directory) / ADAPTER_WEIGHTS
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; an adapter is read from safetensors only")
+        with naming_field("model.adapter", directory):
+            weights = load_file(path)
+        expected = get_peft_model_state_dict(self.model, save_embedding_layers=False)
+        if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in expected.items()}:
+            raise InputError(
+                f"{path}: its weights do not fit the adapter of model.path={self.base['path']}; "
+                "give the base model that the adapter was trained on, and the same lora settings"
+            )
+        set_peft_model_state_dict(self.model, weights)

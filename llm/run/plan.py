@@ -1,0 +1,228 @@
+"""`--dry-run`: what a run would do, checked as far as it can be without a GPU or the weights."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+from transformers.utils.hub import cached_file
+
+from games.errors import InputError
+from llm.config.loading import to_yaml
+from llm.config.schema import TrainConfig
+from llm.data.prompts import PromptSet
+from llm.embedded import resolve
+from llm.embedded.judges import embedded_judge
+from llm.judges import check_judge_files
+from llm.policy.fitting import accumulation
+from llm.policy.iterates import looked_at
+from llm.policy.model import Policy
+from llm.run.setup import (
+    aims,
+    check_batches,
+    check_sampler,
+    checked,
+    comparisons_per_prompt,
+    encoded,
+    items_per_prompt,
+    shape_of,
+)
+from llm.storage.chunks import chunks
+from llm.storage.directory import find_run
+from llm.storage.files import read_json, read_rows
+from llm.storage.provenance import hardware
+from solvers.rules import UpdateRule
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+
+
+def print_plan(config: TrainConfig, console: Console) -> None:
+    """Checks configuration, data, template, judge files and disk, and prints the plan.
+
+    Raises InputError for what would stop the run.
+    """
+
+    def say(name: str, text: object) -> None:
+        console.print(f"{name:<12} {text}", markup=False, highlight=False, soft_wrap=True)
+
+    rule, fit, examples = checked(config)
+    run = find_run(config)
+    state = (
+        "finished" if run.finished else f"{run.trained()} of {config.iterations} iterations done"
+    )
+    say("run", f"{run.path} ({state})")
+    say("rule", f"{rule.name}, fit {fit.name}, eta {rule.eta_at(0):g}")
+    for line in aims(config, rule, fit):
+        say("", line)
+
+    known = resolve(config)
+    policy = shape_of(known)
+    base = sum(p.numel() for p in policy.model.parameters() if not p.requires_grad)
+    trained = sum(p.numel() for p in policy.model.parameters() if p.requires_grad)
+    say("model", f"{known.model.path}: {base:,} parameters, {trained:,} trained")
+    say("", weights_at(known))
+
+    prompts = encoded(known, policy, examples)
+    longest = max(len(p.token_ids) for fold in (*prompts.folds, prompts.held_out) for p in fold)
+    folds = " + ".join(str(len(fold)) for fold in prompts.folds)
+    say("prompts", f"{folds}, {len(prompts.held_out)} held out, {prompts.dropped} too long")
+    say("", f"longest {longest} tokens; the first as the model sees it:")
+    say("", repr(policy.tokenizer.decode(list(prompts.folds[0][0].token_ids))))
+
+    judge = judge_size(config)
+    if config.judge.kind == "none":
+        say("judge", "none")
+    else:
+        size = "on the hub, to be downloaded" if judge is None else f"{judge:,} parameters"
+        say("judge", f"{config.judge.kind} {config.judge.path}: {size}")
+
+    check_batches(config, rule, fit, prompts)
+    check_sampler(known, policy, prompts)
+    uses = uses_of(config, rule, prompts)
+    items = uses.prompts * items_per_prompt(config, rule, fit)
+    steps = items // config.train.batch_size * config.train.epochs
+    say(
+        "iteration",
+        f"{uses.asked} prompts in {len(chunks(uses.asked, config.chunk_size))} chunks: "
+        f"{uses.sampled} responses sampled, {uses.comparisons} pairs compared; "
+        f"{uses.trained} responses trained on in {steps} optimizer steps of "
+        f"{accumulation(config.train, 1)} micro-batches on one process",
+    )
+    if uses.past:
+        say("", f"responses are scored under up to {uses.past} past iterates, too")
+    parts = memory(known, policy, base, trained, judge or 0, longest)
+    for name, size in parts.items():
+        say("memory", f"{name}: {_size(size)}")
+    say("", "activations of the training pass are not in it")
+    needed = disk(config, trained, uses.scored)
+    there = next(p for p in (run.path, *run.path.absolute().parents) if p.exists())
+    free = shutil.disk_usage(there).free
+    say("disk", f"up to {_size(needed)}, free {_size(free)}")
+    if needed > free:
+        raise InputError(
+            f"output_dir={run.path}: the run takes up to {_size(needed)} and {_size(free)} are "
+            "free; make room, or give another output_dir"
+        )
+    say("time", time_of(config, prompts, uses))
+    console.print(to_yaml(config), markup=False, highlight=False, end="")
+
+
+@dataclass(frozen=True)
+class Uses:
+    """What an iteration takes, with a whole history behind it and every pair passed on."""
+
+    asked: int  # prompts of the iteration
+    prompts: int  # prompts trained on, those of pooled iterations included
+    sampled: int  # responses
+    comparisons: int
+    scored: int  # responses, under π_t and μ
+    trained: int  # responses
+    past: int  # iterates that responses are scored under besides
+
+
+def uses_of(config: TrainConfig, rule: UpdateRule, prompts: PromptSet) -> Uses:
+    """The numbers of a configuration."""
+    asked = config.data.prompts_per_iteration or len(prompts.folds[0])
+    k, pool = config.samples_per_prompt, min(config.pooled_iterations, config.iterations)
+    given = config.data.rejected is not None
+    sampled = 0 if given else asked * k
+    scored = asked * pool * (k + 1) if rule.needs_data else 2 * asked if given else sampled
+    trained = 2 * asked if config.selection is not None else scored
+    last = config.iterations - 1
+    past = set(looked_at(rule, last)) - {last}
+    compared = asked * comparisons_per_prompt(config, rule)
+    return Uses(asked, asked * pool, sampled, compared, scored, trained, len(past))
+
+
+def judge_size(config: TrainConfig) -> int | None:
+    """The judge's parameters, 0 without one; None for one that is yet to be downloaded."""
+    if config.judge.kind == "none":
+        return 0
+    embedded = config.judge.kind == "embedded"
+    path = embedded_judge(config.judge.path) if embedded else config.judge.path
+    return check_judge_files(config.judge.kind, path)
+
+
+def weights_at(config: TrainConfig) -> str:
+    """Where the weights are. Raises InputError for a directory without safetensors."""
+    model = config.model
+    if model.random_from_config is not None:
+        return "random weights"
+    local = Path(model.path).is_dir()
+    for name in WEIGHTS:
+        found = cached_file(
+            model.path,
+            name,
+            local_files_only=True,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+        if found is not None:
+            return f"weights: {found}"
+    if local:
+        raise InputError(
+            f"model.path={model.path}: no {WEIGHTS[0]}; weights are read from safetensors only"
+        )
+    return "weights: on the hub, to be downloaded"
+
+
+def memory(
+    config: TrainConfig, policy: Policy, base: int, trained: int, judge: int, longest: int
+) -> dict[str, float]:
+    """Bytes that the parameter counts and sizes say will be taken."""
+    shape = policy.model.config
+    wide = {"float32": 4, "float64": 8}.get(str(policy.model.dtype).removeprefix("torch."), 2)
+    length = longest + config.sample.max_new_tokens
+    heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
+    head = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+    cache = 2 * shape.num_hidden_layers * heads * head * wide
+    # Logits in the model's dtype, in float32, and their gradient.
+    logits = shape.vocab_size * config.sample.max_new_tokens * (2 * wide + 4)
+    judged = 4 if config.judge.dtype == "float32" else 2
+    return {
+        "base weights": base * (0.5 if config.model.load_in_4bit else wide),
+        "adapter, gradients and Adam (float32)": trained * 16,
+        "logits of a micro-batch": config.train.micro_batch_size * logits,
+        "key-value cache while sampling": config.sample.batch_size * length * cache,
+        "judge's weights, while it judges": judge * judged,
+    }
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**29 else f"{count / 2**20:.1f} MiB"
+
+
+def disk(config: TrainConfig, trained: int, responses: int) -> int:
+    """Bytes at most: adapters, two Trainer checkpoints, responses as text and numbers."""
+    adapters = 4 * trained * (config.iterations + 1)
+    checkpoints = 2 * 12 * trained
+    texts = config.iterations * responses * config.sample.max_new_tokens * 12
+    return adapters + checkpoints + texts
+
+
+def time_of(config: TrainConfig, prompts: PromptSet, uses: Uses) -> str:
+    """From the rates of the last run of this model on such a machine; else not known."""
+    here = hardware()
+    for metrics in Path(config.output_dir).parent.glob("*/metrics.jsonl"):
+        starts = read_json(metrics.parent / "provenance.json", {"starts": []})["starts"]
+        stored = metrics.parent / "config.yaml"
+        if not starts or not stored.is_file() or starts[-1]["hardware"] != here:
+            continue
+        old, rows = yaml.safe_load(stored.read_text(encoding="utf-8")), read_rows(metrics)
+        per_second = rows[-1].get("per_second", {}) if rows else {}
+        if old["model"]["path"] != config.model.path or "tokens trained" not in per_second:
+            continue
+        length = rows[-1]["length"]
+        prompt = sum(len(p.token_ids) for p in prompts.folds[0]) / len(prompts.folds[0])
+        amounts = {
+            "tokens sampled": uses.sampled * length,
+            "tokens scored": (2 * uses.scored + uses.past * uses.trained) * (length + prompt),
+            "comparisons": uses.comparisons,
+            "tokens trained": uses.trained * (length + prompt) * config.train.epochs,
+        }
+        seconds = sum(n / per_second[what] for what, n in amounts.items() if what in per_second)
+        return f"about {seconds:.0f} s an iteration, at the rates of {metrics.parent}"
+    return "not known: no run of this model on such a machine beside output_dir"

@@ -1,0 +1,226 @@
+"""What an iteration does besides training: sample, score, judge, measure. Stored by chunks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from llm.config.schema import SampleConfig
+from llm.data.examples import Prompt
+from llm.policy.log_probs import Completion
+from llm.policy.model import Policy
+from llm.sampling.engine import Response
+from llm.sampling.transformers_engine import sample
+from llm.storage.chunks import Chunk, Work
+from llm.storage.files import Row
+
+
+@dataclass(frozen=True)
+class Responses:
+    """B prompts with K responses each, as they are stored: a row per prompt."""
+
+    prompts: Sequence[Prompt]
+    rows: Sequence[Row]
+
+    @property
+    def texts(self) -> list[list[str]]:
+        """B × K."""
+        return [row["responses"] for row in self.rows]
+
+    @property
+    def completions(self) -> list[list[Completion]]:
+        """B × K, as token ids."""
+        return [
+            [Completion(prompt.token_ids, tokens) for tokens in row["tokens"]]
+            for prompt, row in zip(self.prompts, self.rows, strict=True)
+        ]
+
+    @property
+    def logp(self) -> np.ndarray:
+        """(B, K): log π_t as recorded."""
+        return self._recorded("logp")
+
+    @property
+    def logp_ref(self) -> np.ndarray:
+        """(B, K): log μ as recorded."""
+        return self._recorded("logp_ref")
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(B, K): tokens, with EOS."""
+        return np.array([[len(tokens) for tokens in row["tokens"]] for row in self.rows])
+
+    @property
+    def proposal(self) -> dict[str, np.ndarray]:
+        """What they were drawn from, as a field of `Measure`; nothing where that is π_t itself."""
+        name = "logp_proposal"
+        return {name: self._recorded(name)} if name in self.rows[0] else {}
+
+    def pick(self, prompts: Iterable[int], chosen: Sequence[Sequence[int]]) -> Responses:
+        """Of these prompts those responses that are chosen among the K of each."""
+        rows = [
+            {
+                name: [value[k] for k in chosen[b]] if isinstance(value, list) else value
+                for name, value in self.rows[b].items()
+            }
+            for b in prompts
+        ]
+        return Responses([self.prompts[b] for b in prompts], rows)
+
+    def _recorded(self, name: str) -> np.ndarray:
+        return np.array([row[name] for row in self.rows], dtype=np.float64)
+
+
+# Token ids of B prompts, K, a key -> B × K responses, and (B, K) log of what they were drawn from
+# where that is not the policy.
+Draw = Callable[
+    [Sequence[Sequence[int]], int, Sequence[int]],
+    tuple[list[list[Response]], torch.Tensor | None],
+]
+
+
+def policy_draw(policy: Policy, settings: SampleConfig, adapter: bool = True) -> Draw:
+    """Responses of π_θ, or of μ without the adapter."""
+    return lambda ids, samples, key: (
+        sample(policy, ids, samples, settings, key=key, adapter=adapter),
+        None,
+    )
+
+
+def sample_responses(
+    work: Work,
+    directory: Path,
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    samples: int,
+    settings: SampleConfig,
+    key: Sequence[int],
+    *,
+    adapter: bool = True,
+    draw: Draw | None = None,
+) -> Responses:
+    """K responses of π_t (of μ: no adapter) per prompt, with log π_t and log μ of each.
+
+    `draw` is for responses that come from another distribution.
+    """
+    draw = draw or policy_draw(policy, settings, adapter)
+
+    def compute(chunk: Chunk) -> list[Row]:
+        asked = prompts[chunk.slice]
+        rows = _drawn(work, draw, asked, samples, (*key, chunk.index))
+        return _score(work, policy, asked, rows, settings, adapter)
+
+    return Responses(prompts, work.run(directory, len(prompts), compute))
+
+
+def beside_answers(prompts: Sequence[Prompt], drawn: Sequence[Sequence[Row]]) -> Responses:
+    """Per prompt its answers of the data, then what was drawn for it; not scored."""
+    rows: list[Row] = [
+        {
+            "prompt": prompt.text,
+            "responses": [*prompt.answer_texts, *(row["responses"][0] for row in own)],
+            "tokens": [*map(list, prompt.answers), *(row["tokens"][0] for row in own)],
+        }
+        for prompt, own in zip(prompts, drawn, strict=True)
+    ]
+    return Responses(prompts, rows)
+
+
+def draw_responses(
+    work: Work, directory: Path, draw: Draw, prompts: Sequence[Prompt], key: Sequence[int]
+) -> list[Row]:
+    """One response per prompt, not scored."""
+
+    def compute(chunk: Chunk) -> list[Row]:
+        return _drawn(work, draw, prompts[chunk.slice], 1, (*key, chunk.index))
+
+    return work.run(directory, len(prompts), compute)
+
+
+def score_responses(
+    work: Work,
+    directory: Path,
+    policy: Policy,
+    responses: Responses,
+    settings: SampleConfig,
+) -> Responses:
+    """Responses from wherever, with log π_t and log μ of each."""
+
+    def compute(chunk: Chunk) -> list[Row]:
+        asked, rows = responses.prompts[chunk.slice], responses.rows[chunk.slice]
+        return _score(work, policy, asked, rows, settings)
+
+    return Responses(responses.prompts, work.run(directory, len(responses.rows), compute))
+
+
+def score_under(
+    work: Work,
+    directory: Path,
+    policy: Policy,
+    responses: Responses,
+    settings: SampleConfig,
+) -> np.ndarray:
+    """(B, K): log-probabilities under what the policy is now, a past iterate."""
+
+    def compute(chunk: Chunk) -> list[Row]:
+        part = Responses(responses.prompts[chunk.slice], responses.rows[chunk.slice])
+        return [{"logp": values} for values in _log_probs(work, policy, part, settings, True)]
+
+    rows = work.run(directory, len(responses.rows), compute)
+    return np.array([row["logp"] for row in rows], dtype=np.float64)
+
+
+def _drawn(
+    work: Work, draw: Draw, asked: Sequence[Prompt], samples: int, key: Sequence[int]
+) -> list[Row]:
+    began = time.perf_counter()
+    drawn, proposal = draw([prompt.token_ids for prompt in asked], samples, key)
+    rows: list[Row] = [
+        {
+            "prompt": prompt.text,
+            "responses": [response.text for response in row],
+            "tokens": [list(response.token_ids) for response in row],
+        }
+        for prompt, row in zip(asked, drawn, strict=True)
+    ]
+    if proposal is not None:
+        pairs = zip(rows, proposal.tolist(), strict=True)
+        rows = [row | {"logp_proposal": values} for row, values in pairs]
+    tokens = int(Responses(asked, rows).lengths.sum())
+    work.count("tokens sampled", tokens, time.perf_counter() - began)
+    return rows
+
+
+def _score(
+    work: Work,
+    policy: Policy,
+    asked: Sequence[Prompt],
+    rows: Sequence[Row],
+    settings: SampleConfig,
+    adapter: bool = True,
+) -> list[Row]:
+    part = Responses(asked, rows)
+    own = _log_probs(work, policy, part, settings, adapter)
+    reference = _log_probs(work, policy, part, settings, False)
+    return [
+        row | {"logp": logp, "logp_ref": logp_ref}
+        for row, logp, logp_ref in zip(rows, own, reference, strict=True)
+    ]
+
+
+def _log_probs(
+    work: Work, policy: Policy, responses: Responses, settings: SampleConfig, adapter: bool
+) -> list[list[float]]:
+    """B × K."""
+    began = time.perf_counter()
+    flat = [completion for row in responses.completions for completion in row]
+    scored = policy.score(
+        flat, batch_size=settings.batch_size, adapter=adapter, temperature=settings.temperature
+    )
+    work.count("tokens scored", sum(map(len, flat)), time.perf_counter() - began)
+    return scored.view(len(responses.rows), -1).tolist()

@@ -1,0 +1,131 @@
+"""Sampling responses from exactly the distribution that `Policy.log_probs` scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from llm.config.schema import SampleConfig
+from llm.policy.log_probs import Completion
+from llm.policy.model import Policy
+from llm.sampling.engine import Response
+
+# Of a batch of `collate`, the processors of its logits.
+Processors = Callable[[Mapping[str, torch.Tensor]], Sequence[LogitsProcessor]]
+
+
+@torch.no_grad()
+def sample(
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    samples_per_prompt: int,
+    settings: SampleConfig,
+    *,
+    key: Sequence[int],
+    adapter: bool = True,
+    processors: Processors = lambda batch: (),
+) -> list[list[Response]]:
+    """Token ids of B prompts -> B lists of K independent responses of π_θ (of μ: no adapter).
+
+    `key`: whole numbers that name the random numbers, such as (seed, iteration, chunk). Each
+    response has a stream of its own, so the batches, the process and the order do not matter.
+    `processors` change the logits of a batch before temperature and truncation do.
+    Raises InputError when prompt and response do not fit the context.
+    """
+    policy.check_length(max(len(prompt) for prompt in prompts), settings.max_new_tokens)
+    rows = [prompt for prompt in prompts for _ in range(samples_per_prompt)]
+    random = np.stack([uniforms(key, row, settings.max_new_tokens) for row in range(len(rows))])
+    responses: list[Response] = []
+    with policy.acting(adapter):
+        for first in range(0, len(rows), settings.batch_size):
+            batch = slice(first, first + settings.batch_size)
+            responses += generate(policy, rows[batch], random[batch], settings, processors)
+    return [
+        responses[first : first + samples_per_prompt]
+        for first in range(0, len(rows), samples_per_prompt)
+    ]
+
+
+def uniforms(key: Sequence[int], row: int, count: int) -> NDArray[np.float64]:
+    """(count,): the random numbers that response number `row` under a key is drawn with."""
+    # The length keeps (1, 2) and (1, 2, 0) apart, which numpy would seed alike.
+    stream = np.random.SeedSequence([len(key), *key], spawn_key=(row,))
+    return np.random.default_rng(stream).random(count)
+
+
+@torch.no_grad()
+def generate(
+    policy: Policy,
+    prompts: Sequence[Sequence[int]],
+    random: NDArray[np.float64],
+    settings: SampleConfig,
+    processors: Processors = lambda batch: (),
+) -> list[Response]:
+    """B prompts, (B, T) uniform numbers -> a response each of the policy as it acts; one batch."""
+    batch = policy.collate([Completion(prompt, ()) for prompt in prompts])
+    width = batch["input_ids"].shape[1]
+    draw = LogitsProcessorList(processors(batch))
+    if settings.temperature != 1:
+        draw.append(TemperatureLogitsWarper(settings.temperature))
+    if settings.top_k > 0:
+        draw.append(TopKLogitsWarper(settings.top_k))
+    if settings.top_p < 1:
+        draw.append(TopPLogitsWarper(settings.top_p))
+    draw.append(_Draw(torch.from_numpy(random).to(policy.device), width))
+    output = policy.model.generate(
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        position_ids=batch["position_ids"],
+        logits_processor=draw,
+        # Greedy, over the one token that `_Draw` leaves.
+        generation_config=GenerationConfig(
+            do_sample=False,
+            max_new_tokens=settings.max_new_tokens,
+            eos_token_id=list(policy.stop_ids),
+            pad_token_id=policy.pad_token_id,
+        ),
+    )
+    return [_response(policy, tokens) for tokens in output[:, width:].tolist()]
+
+
+class _Draw(LogitsProcessor):
+    """Draws each row's next token by inverting its distribution function at a given uniform number.
+
+    transformers' own draw takes one stream of random numbers for a whole batch, so that a response
+    would depend on its neighbours.
+    """
+
+    def __init__(self, uniforms: torch.Tensor, prompt_width: int) -> None:
+        self.uniforms = uniforms
+        self.prompt_width = prompt_width
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """(B, T), (B, V) -> (B, V): 0 at the token drawn, -inf elsewhere."""
+        cumulative = scores.double().softmax(-1).cumsum(-1)
+        step = input_ids.shape[1] - self.prompt_width
+        mass = self.uniforms[:, step, None] * cumulative[:, -1:]
+        token = torch.searchsorted(cumulative, mass, right=True)
+        return torch.full_like(scores, -torch.inf).scatter(-1, token, 0.0)
+
+
+def _response(policy: Policy, tokens: list[int]) -> Response:
+    """Cuts one row of generated tokens after the first that ends it; only padding follows."""
+    end = next((i for i, token in enumerate(tokens) if token in policy.stop_ids), None)
+    finished = end is not None
+    content = tokens[:end]
+    return Response(
+        token_ids=tuple(tokens[: end + 1] if finished else tokens),
+        finished=finished,
+        text=str(policy.tokenizer.decode(content, skip_special_tokens=True)),
+    )

@@ -1,0 +1,130 @@
+"""Work in chunks of prompts, dealt to processes, each stored when it is done.
+
+Chunks have a fixed size, whatever the number of processes: rank r of W takes chunks r, r + W, …,
+and everybody reads the results back in chunk order. What is computed, and what is done already
+after a kill, then depends on neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llm.storage.files import Row, read_rows, write_rows
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Items start, …, stop − 1 of a stage."""
+
+    index: int
+    start: int
+    stop: int
+
+    @property
+    def slice(self) -> slice:
+        """Its items of a sequence."""
+        return slice(self.start, self.stop)
+
+
+def chunks(count: int, size: int) -> list[Chunk]:
+    """`count` items in chunks of `size`; the last may be smaller."""
+    starts = range(0, count, size)
+    return [Chunk(i, start, min(start + size, count)) for i, start in enumerate(starts)]
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run, as torchrun started them; one without it."""
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def join(cls, environment: dict[str, str]) -> World:
+        """Meets the other processes; GPUs talk by nccl, CPUs by gloo."""
+        size = int(environment.get("WORLD_SIZE", "1"))
+        if size == 1:
+            return cls()
+        from accelerate import PartialState
+
+        # Stages of a large model take hours, and ranks wait for each other at their ends.
+        state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))
+        return cls(state.process_index, state.num_processes)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes what there is one of."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Waits for all processes."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            dist.barrier()
+
+    def share(self, value: Any) -> Any:
+        """What the main process has, in all of them."""
+        if self.size == 1:
+            return value
+        import torch.distributed as dist
+
+        box = [value]
+        dist.broadcast_object_list(box)
+        return box[0]
+
+    def leave(self) -> None:
+        """Waits for all, then closes the process group."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            self.barrier()
+            dist.destroy_process_group()
+
+
+def run_stage(
+    directory: Path,
+    work: Sequence[Chunk],
+    compute: Callable[[Chunk], Sequence[Row]],
+    world: World,
+    on_chunk: Callable[[Chunk], object] = lambda chunk: None,
+) -> list[Row]:
+    """The rows of all chunks in order: those that are stored as they are, the others computed."""
+    for chunk in work[world.rank :: world.size]:
+        path = directory / f"{chunk.index:05d}.jsonl"
+        if not path.exists():
+            write_rows(path, compute(chunk))
+        on_chunk(chunk)
+    world.barrier()
+    return [row for chunk in work for row in read_rows(directory / f"{chunk.index:05d}.jsonl")]
+
+
+@dataclass(frozen=True)
+class Work:
+    """How a stage is cut and dealt: prompts per chunk, processes, and who hears of what is done.
+
+    advance(prompts) is called after each chunk, count(what, amount, seconds) after each part of it.
+    """
+
+    chunk_size: int
+    world: World = World()
+    advance: Callable[[int], object] = lambda prompts: None
+    count: Callable[[str, int, float], object] = lambda what, amount, seconds: None
+
+    def run(
+        self, directory: Path, prompts: int, compute: Callable[[Chunk], Sequence[Row]]
+    ) -> list[Row]:
+        """The rows of that many prompts, in order."""
+        return run_stage(
+            directory,
+            chunks(prompts, self.chunk_size),
+            compute,
+            self.world,
+            lambda chunk: self.advance(chunk.stop - chunk.start),
+        )
