@@ -13,8 +13,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from llm.storage.files import Row, read_rows, write_rows
 
 
