@@ -49,6 +49,7 @@ class World:
         size = int(environment.get("WORLD_SIZE", "1"))
         if size == 1:
             return cls()
+        import torch
         from accelerate import PartialState
 
         # Stages of a large model take hours, and ranks wait for each other at their ends.
