@@ -28,10 +28,10 @@ from scipy.optimize import brentq
 from llm import embedded
 from llm.config.schema import DataConfig, GFlowNetConfig, LoraConfig, ModelConfig, SampleConfig
 from llm.data.prompts import load_prompts
-from llm.policy.log_probs import Completion
+from llm.policy.log_probs import PromptResponse
 from llm.policy.model import Policy
 from llm.sampling.gflownet import remove_sampler, sample_gflownet, steps, train_sampler
-from llm.sampling.token_mixture import sample_token_mixture, score_token_mixture
+from llm.sampling.token_mixture import sample_token_mixture, token_mixture_log_probs
 from llm.sampling.transformers_engine import sample
 from solvers.arrays import normalise
 from tests.tiny_models import save_causal_lm, symbol_tokenizer
@@ -133,13 +133,13 @@ class Enumerable:
     def laws(self, prompt: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """log of what acts, with the adapters and without, of all responses."""
         own, reference = (
-            self.policy.score(self.listed(prompt), batch_size=512, adapter=on).double().numpy()
+            self.policy.log_probs(self.listed(prompt), batch_size=512, adapter=on).double().numpy()
             for on in (True, False)
         )
         return own, reference
 
-    def listed(self, prompt: Sequence[int]) -> list[Completion]:
-        return [Completion(prompt, response) for response in responses()]
+    def listed(self, prompt: Sequence[int]) -> list[PromptResponse]:
+        return [PromptResponse(prompt, response) for response in responses()]
 
 
 def samplers(model: Enumerable, share: float) -> dict[str, list[np.ndarray]]:
@@ -168,7 +168,7 @@ def samplers(model: Enumerable, share: float) -> dict[str, list[np.ndarray]]:
     for number, prompt in enumerate(PROMPTS):
         own, reference = model.laws(prompt)
         target = (1 - share) * own + share * reference
-        token = score_token_mixture(policy, model.listed(prompt), share, batch_size=512)
+        token = token_mixture_log_probs(policy, model.listed(prompt), share, batch_size=512)
         token = token.double().numpy()
         trained = at[LONG][number]
         for name, law in {
@@ -231,11 +231,11 @@ def costs() -> None:
 
     def scored(drawn, adapter: bool) -> np.ndarray:
         listed = [
-            Completion(prompt, response.token_ids)
+            PromptResponse(prompt, response.token_ids)
             for prompt, given in zip(prompts, drawn, strict=True)
             for response in given
         ]
-        values = policy.score(listed, batch_size=TEXT.batch_size, adapter=adapter)
+        values = policy.log_probs(listed, batch_size=TEXT.batch_size, adapter=adapter)
         return values.view(len(prompts), DRAWS).double().numpy()
 
     def of_policy():

@@ -53,7 +53,7 @@ from llm.config.recipes import describe_recipes, recipes, with_recipe
 from llm.config.schema import BudgetConfig, TrainConfig
 from llm.storage.chunks import World
 from llm.storage.directory import RunDirectory, check_writable, next_free
-from llm.storage.files import Row, read_json
+from llm.storage.files import Record, read_json
 from llm.train import Interrupted, be_quiet, continued_later, fail, train
 from solvers import outputs
 from solvers.__main__ import Parser
@@ -152,7 +152,7 @@ class Entry:
         each = (self.run.iteration(t) / "losses.json" for t in range(self.iterations))
         return sum(len(read_json(losses, [])) for losses in each)
 
-    def record(self) -> Row:
+    def record(self) -> Record:
         """What is known of it without the others."""
         from llm.run.setup import rule_and_fit
         from solvers.tables import step_size
@@ -194,7 +194,7 @@ class Comparison:
     skipped: dict[str, str]
     pairwise: Pairwise | None
 
-    def record(self) -> Row:
+    def record(self) -> Record:
         """What comparison.json holds."""
         known = self.pairwise
         error = None if known is None else known.standard_error

@@ -14,7 +14,7 @@ from transformers import get_scheduler
 from games import zoo
 from llm.config.schema import FittingConfig, LoraConfig, ModelConfig
 from llm.policy.fitting import InOrder, Rows, batch_loss, batch_of, fit_policy
-from llm.policy.log_probs import Completion, collate, sequence_log_probs
+from llm.policy.log_probs import PromptResponse, collate, sequence_log_probs
 from llm.policy.model import Policy
 from solvers import Plays, get_rule, step
 from solvers.arrays import dot
@@ -40,7 +40,7 @@ def all_responses() -> list[tuple[int, ...]]:
 
 
 RESPONSES = all_responses()
-COMPLETIONS = [[Completion(prompt, y) for y in RESPONSES] for prompt in PROMPTS]
+COMPLETIONS = [[PromptResponse(prompt, y) for y in RESPONSES] for prompt in PROMPTS]
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def gradient(policy: Policy, loss: torch.Tensor) -> torch.Tensor:
 def recorded(policy: Policy) -> tuple[np.ndarray, np.ndarray]:
     """log π_t and log μ of all responses, (2, n) float64."""
     flat = [completion for row in COMPLETIONS for completion in row]
-    values = [policy.score(flat, batch_size=64, adapter=on).double() for on in (True, False)]
+    values = [policy.log_probs(flat, batch_size=64, adapter=on).double() for on in (True, False)]
     logp, logp_ref = (v.view(len(PROMPTS), -1).numpy() for v in values)
     return logp, logp_ref
 
@@ -100,7 +100,7 @@ def pulled_back(policy: Policy, tabular: np.ndarray) -> torch.Tensor:
     """(2, n): a direction in log π -> what it is in the model's parameters, mean over prompts."""
     batch = policy.collate([completion for row in COMPLETIONS for completion in row])
     with policy.acting():
-        logp = policy.log_probs(batch).view(tabular.shape)
+        logp = policy.batch_log_probs(batch).view(tabular.shape)
         return gradient(policy, (torch.tensor(tabular).to(logp) * logp).sum(-1).mean())
 
 
@@ -264,7 +264,7 @@ def test_the_expectation_over_samples_is_the_exact_gradient(checkpoint: Path, na
     plays = Plays.sampled(sampled, logp[0][pairs], logp_ref[0][pairs])
     batch = policy.collate(COMPLETIONS[0])
     with policy.acting():
-        log_pi = policy.log_probs(batch)[torch.tensor(pairs)]
+        log_pi = policy.batch_log_probs(batch)[torch.tensor(pairs)]
         items = fit.items(plays, rule(plays))
         columns = {k: torch.tensor(v) for k, v in items.columns.items()}
         losses = (torch.tensor(items.weight) * fit.loss(log_pi[..., None], columns)).sum(-1)

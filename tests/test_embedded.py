@@ -30,7 +30,7 @@ from llm.embedded.build import (
 )
 from llm.embedded.judges import JUDGES, STYLE_GAME, embedded_judge, style_table
 from llm.judges import build_judge
-from llm.policy.log_probs import Completion
+from llm.policy.log_probs import PromptResponse
 from llm.policy.model import Policy
 from solvers.arrays import logsumexp, normalise
 from solvers.solve import kl_divergence
@@ -130,8 +130,8 @@ def game_policy() -> Policy:
 
 def test_the_responses_of_the_game_have_all_the_mass(game_policy: Policy) -> None:
     prompts = game_policy.tokenizer(list(game.PROMPTS))["input_ids"]
-    every = [Completion(p, r) for p in prompts for r in game.responses()]
-    logp = game_policy.score(every, batch_size=250).double().view(2, 125)
+    every = [PromptResponse(p, r) for p in prompts for r in game.responses()]
+    logp = game_policy.log_probs(every, batch_size=250).double().view(2, 125)
     # Sums of 125 float32 probabilities.
     assert logsumexp(logp).abs().max() < 1e-5
     # Far from uniform (log 125 = 4.83), or there would be nothing to regularise towards.
@@ -207,8 +207,8 @@ def test_the_answers_of_the_game_have_the_stored_distribution(game_policy: Polic
     first = counts(rows[:512], "answer") / 256
     assert (np.abs(first - np.exp(logp_data)) < 4 * np.exp(logp_data / 2) / 16 + 1 / 256).all()
     asked = game_policy.tokenizer(list(game.PROMPTS))["input_ids"]
-    every = [Completion(p, r) for p in asked for r in game.responses()]
-    logp_model = game_policy.score(every, batch_size=250, adapter=False).double().numpy()
+    every = [PromptResponse(p, r) for p in asked for r in game.responses()]
+    logp_model = game_policy.log_probs(every, batch_size=250, adapter=False).double().numpy()
     logp_model = logp_model.reshape(2, 125)
     # float32 log-probabilities, which another machine rounds otherwise.
     assert np.abs(kl_divergence(logp_data, logp_model) - DATA_KL).max() < 1e-4

@@ -12,7 +12,7 @@ from benchmarks.mixtures import kl, total_variation
 from games.errors import InputError
 from llm.config.schema import GFlowNetConfig, LoraConfig, ModelConfig, SampleConfig
 from llm.embedded import directory as embedded
-from llm.policy.log_probs import Completion, response_logits
+from llm.policy.log_probs import PromptResponse, response_logits
 from llm.policy.model import Policy
 from llm.sampling.gflownet import (
     _log_reward,
@@ -28,7 +28,7 @@ from llm.sampling.gflownet import (
     steps,
     train_sampler,
 )
-from llm.sampling.token_mixture import score_token_mixture
+from llm.sampling.token_mixture import token_mixture_log_probs
 from llm.sampling.transformers_engine import generate, uniforms
 from solvers.arrays import normalise
 from tests.tiny_models import save_causal_lm, symbol_tokenizer
@@ -69,8 +69,8 @@ def all_responses(length: int, tokens=(0, 2, 3, 4), stops=(EOS,)) -> list[tuple[
 
 
 def law(policy: Policy, prompt: list[int], adapter: bool = True) -> np.ndarray:
-    listed = [Completion(prompt, response) for response in all_responses(LENGTH)]
-    return policy.score(listed, batch_size=128, adapter=adapter).double().numpy()
+    listed = [PromptResponse(prompt, response) for response in all_responses(LENGTH)]
+    return policy.log_probs(listed, batch_size=128, adapter=adapter).double().numpy()
 
 
 def mixture(policy: Policy, prompt: list[int]) -> np.ndarray:
@@ -220,16 +220,17 @@ def test_the_loss_is_the_mean_over_sub_trajectories(stops: tuple[int, ...]) -> N
 def test_the_reward_is_the_mixture_of_both_policies(policy: Policy, tmp_path: Path) -> None:
     train(policy, tmp_path, epochs=1)
     completions = [
-        Completion(PROMPTS[0], (3, 2, EOS)),
-        Completion(PROMPTS[1], (EOS,)),
-        Completion([0], (3, 4, 2)),
+        PromptResponse(PROMPTS[0], (3, 2, EOS)),
+        PromptResponse(PROMPTS[1], (EOS,)),
+        PromptResponse([0], (3, 4, 2)),
     ]
-    cut = [*completions[:2], Completion([0], (3, 4, EOS))]  # its second prefix, terminated
+    cut = [*completions[:2], PromptResponse([0], (3, 4, EOS))]  # its second prefix, terminated
     with sampling(policy):
         made = _log_reward(policy, policy.collate(completions), 0.3, (EOS,), 0.7)
     for listed, column in ((completions, -1), (cut, -2)):
         own, reference = (
-            policy.score(listed, batch_size=1, adapter=on, temperature=0.7) for on in (True, False)
+            policy.log_probs(listed, batch_size=1, adapter=on, temperature=0.7)
+            for on in (True, False)
         )
         expected = 0.7 * own + 0.3 * reference
         # float64, padded in one case.
@@ -255,8 +256,8 @@ def test_it_comes_nearer_with_training(policy: Policy, tmp_path: Path) -> None:
     assert max(map(total_variation, true, learned[-1])) < 0.1
     # Nearer than mixing token by token ever comes.
     for prompt, t, q in zip(PROMPTS, true, learned[-1], strict=True):
-        listed = [Completion(prompt, response) for response in all_responses(LENGTH)]
-        by_token = score_token_mixture(policy, listed, SHARE, batch_size=128).double().numpy()
+        listed = [PromptResponse(prompt, response) for response in all_responses(LENGTH)]
+        by_token = token_mixture_log_probs(policy, listed, SHARE, batch_size=128).double().numpy()
         assert kl(t, q) < kl(t, by_token)
 
 
@@ -309,7 +310,7 @@ def test_a_stored_sampler_is_the_sampler(policy: Policy, checkpoint: Path, tmp_p
     assert torch.equal(rescored, logp)
     with sampling(policy):
         expected = [
-            policy.score([Completion(p, r.token_ids)], batch_size=1).item()
+            policy.log_probs([PromptResponse(p, r.token_ids)], batch_size=1).item()
             for p, responses in zip(PROMPTS, drawn, strict=True)
             for r in responses
         ]
@@ -381,7 +382,7 @@ def test_a_model_without_an_end_is_refused() -> None:
 
 
 def test_response_logits_are_those_before_the_responses(policy: Policy) -> None:
-    batch = policy.collate([Completion([0, 3], (2, EOS)), Completion([0, 2, 4], (3,))])
+    batch = policy.collate([PromptResponse([0, 3], (2, EOS)), PromptResponse([0, 2, 4], (3,))])
     with torch.no_grad():
         logits, tokens, response = response_logits(policy.model, batch)
     assert tokens.tolist() == [[2, EOS], [4, 3]]

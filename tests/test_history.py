@@ -17,13 +17,13 @@ from llm.embedded import HERE
 from llm.embedded.judges import game as game_judge
 from llm.judges.stored import select_responses
 from llm.policy import model as policy
-from llm.policy.fitting import Rows
-from llm.policy.iterates import looked_at
-from llm.policy.log_probs import Completion
+from llm.policy.fitting import FitDataset
+from llm.policy.iterates import required_iterates
+from llm.policy.log_probs import PromptResponse
 from llm.policy.model import Policy
 from llm.run import session, setup
 from llm.sampling.responses import Responses
-from llm.sampling.token_mixture import score_token_mixture
+from llm.sampling.token_mixture import token_mixture_log_probs
 from llm.storage.chunks import Work
 from llm.train import Interrupted, main
 from solvers.fits import Items
@@ -83,8 +83,8 @@ def iterate(path: Path, s: int) -> Policy:
 
 
 def log_probs(loaded: Policy, rows: Sequence[dict]) -> np.ndarray:
-    flat = [Completion(IDS[row["prompt"]], y) for row in rows for y in row["tokens"]]
-    return loaded.score(flat, batch_size=7).double().numpy().reshape(len(rows), -1)
+    flat = [PromptResponse(IDS[row["prompt"]], y) for row in rows for y in row["tokens"]]
+    return loaded.log_probs(flat, batch_size=7).double().numpy().reshape(len(rows), -1)
 
 
 # --- past iterates --------------------------------------------------------------------------------
@@ -117,9 +117,9 @@ def test_past_iterates_are_scored_as_if_loaded_alone(
 ) -> None:
     path, started = tmp_path / "run", []
 
-    def fit_policy(policy: Policy, fit, rows: Rows, *args, **kwargs):
+    def fit_policy(policy: Policy, fit, rows: FitDataset, *args, **kwargs):
         flat = [completion for row in rows.completions for completion in row]
-        started.append(policy.score(flat, batch_size=7).numpy().reshape(8, 3))
+        started.append(policy.log_probs(flat, batch_size=7).numpy().reshape(8, 3))
         return genuine(policy, fit, rows, *args, **kwargs)
 
     genuine = session.fit_policy
@@ -174,7 +174,7 @@ def test_past_iterates_are_scored_as_if_loaded_alone(
     ],
 )
 def test_no_more_iterates_are_looked_at_than_a_rule_needs(name, t, iterates) -> None:
-    assert looked_at(get_rule(name, eta=1.0), t) == iterates
+    assert required_iterates(get_rule(name, eta=1.0), t) == iterates
 
 
 mixing = UpdateRule("mixing", direction=recorded, regularization="mixture", eta=2.0, tau=0.15)
@@ -188,8 +188,8 @@ def test_what_responses_were_drawn_from_is_recorded_with_them(tmp_path: Path) ->
     first, second = [each.own for each in seen if each.own.logp.shape == (8, 3)]
     assert first.logp_proposal is None  # π_0 = μ: what they are mixed to is known
     rows = stored(path / "iterations" / "001" / "responses")
-    flat = [Completion(IDS[row["prompt"]], y) for row in rows for y in row["tokens"]]
-    mixture = score_token_mixture(iterate(path, 1), flat, 0.3, batch_size=7).view(8, 3)
+    flat = [PromptResponse(IDS[row["prompt"]], y) for row in rows for y in row["tokens"]]
+    mixture = token_mixture_log_probs(iterate(path, 1), flat, 0.3, batch_size=7).view(8, 3)
     np.testing.assert_allclose(second.logp_proposal, mixture, atol=2e-5)
     assert np.abs(second.logp_proposal - second.logp).max() > 0.01
 
@@ -341,9 +341,9 @@ def test_the_best_and_the_worst_are_picked_with_all_that_is_known_of_them() -> N
 def test_the_best_of_a_selection_wins_its_pair(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained: list[Rows] = []
+    trained: list[FitDataset] = []
 
-    def fit_policy(policy: Policy, fit, rows: Rows, *args, **kwargs):
+    def fit_policy(policy: Policy, fit, rows: FitDataset, *args, **kwargs):
         trained.append(rows)
         return genuine(policy, fit, rows, *args, **kwargs)
 
@@ -396,8 +396,10 @@ def test_checkpoints_of_what_is_trained_are_not_left_behind(whole: Path, tmp_pat
 def test_items_without_weight_are_no_rows() -> None:
     index = np.array([[[0], [1]], [[0], [1]]])
     weight = np.array([[0.5, 0.0], [0.0, 0.5]])
-    completions = [[Completion((9,), (b, k)) for k in range(2)] for b in range(2)]
-    rows = Rows(completions, Items(index, weight, {"target": np.array([[1.0, 2.0], [3.0, 4.0]])}))
+    completions = [[PromptResponse((9,), (b, k)) for k in range(2)] for b in range(2)]
+    rows = FitDataset(
+        completions, Items(index, weight, {"target": np.array([[1.0, 2.0], [3.0, 4.0]])})
+    )
     assert [row["columns"]["target"] for row in (rows[i] for i in range(len(rows)))] == [1, 4]
     assert [row["responses"][0].response_ids for row in (rows[0], rows[1])] == [(0, 0), (1, 1)]
     assert rows[0]["weight"] == 1

@@ -30,7 +30,7 @@ from llm.evaluation import comparison_report as side_by_side
 from llm.evaluation import win_rates as pairwise
 from llm.evaluation.win_rates import evaluated
 from llm.judges import build_judge
-from llm.policy.log_probs import Completion
+from llm.policy.log_probs import PromptResponse
 from llm.policy.model import Policy
 from llm.sampling.responses import Responses
 from llm.storage.chunks import Work
@@ -228,11 +228,11 @@ def test_the_matrix_is_that_of_the_adapters_that_were_kept(whole: Path) -> None:
         ModelConfig(path=str(HERE / "game"), device="cpu"), load_config("embedded-game").lora
     )
     ids = ((0, 1), (1, 0))
-    every = [Completion(prompt, y) for prompt in ids for y in game.responses()]
+    every = [PromptResponse(prompt, y) for prompt in ids for y in game.responses()]
     probabilities = []
     for recipe in ("sppo", "rspo"):
         policy.load_adapter(whole / recipe / "final")
-        logp = policy.score(every, batch_size=50, adapter=True)
+        logp = policy.log_probs(every, batch_size=50, adapter=True)
         probabilities.append(np.exp(logp.double().numpy().reshape(2, -1)))
     table = record_of(whole)["pairwise"]
     assert table["policies"] == ["sppo", "rspo", "start"]

@@ -13,9 +13,9 @@ from scipy import stats
 from benchmarks import mixtures
 from benchmarks.mixtures import kl, total_variation, weighted_draw
 from llm.config.schema import GFlowNetConfig, LoraConfig, ModelConfig, SampleConfig
-from llm.policy.log_probs import Completion
+from llm.policy.log_probs import PromptResponse
 from llm.policy.model import Policy
-from llm.sampling.token_mixture import sample_token_mixture, score_token_mixture
+from llm.sampling.token_mixture import sample_token_mixture, token_mixture_log_probs
 from llm.sampling.transformers_engine import sample
 from solvers.arrays import normalise
 from solvers.plays import Measure
@@ -64,17 +64,19 @@ def all_responses(length: int = LENGTH) -> list[tuple[int, ...]]:
 
 def laws(policy: Policy, prompt: list[int], temperature: float = 1.0) -> tuple[np.ndarray, ...]:
     """log π_θ and log μ of every response."""
-    listed = [Completion(prompt, response) for response in all_responses()]
+    listed = [PromptResponse(prompt, response) for response in all_responses()]
     own, reference = (
-        policy.score(listed, batch_size=128, adapter=on, temperature=temperature).double().numpy()
+        policy.log_probs(listed, batch_size=128, adapter=on, temperature=temperature)
+        .double()
+        .numpy()
         for on in (True, False)
     )
     return own, reference
 
 
 def token_law(policy: Policy, prompt: list[int], share: float, temperature: float = 1.0):
-    listed = [Completion(prompt, response) for response in all_responses()]
-    scored = score_token_mixture(policy, listed, share, batch_size=128, temperature=temperature)
+    listed = [PromptResponse(prompt, response) for response in all_responses()]
+    scored = token_mixture_log_probs(policy, listed, share, batch_size=128, temperature=temperature)
     return scored.double().numpy()
 
 
@@ -95,9 +97,9 @@ def test_scores_are_products_of_mixed_conditionals(enumerable: Policy, temperatu
             mixed = (1 - SHARE) * own.log_softmax(-1) + SHARE * reference.log_softmax(-1)
             expected += mixed.log_softmax(-1)[token].item()
             ids.append(token)
-        scored = score_token_mixture(
+        scored = token_mixture_log_probs(
             enumerable,
-            [Completion(prompt, response), Completion([0], (2,))],
+            [PromptResponse(prompt, response), PromptResponse([0], (2,))],
             SHARE,
             batch_size=2,
             temperature=temperature,
@@ -164,11 +166,11 @@ def test_the_ends_are_the_two_policies_to_the_bit(
     plain = sample(text, prompts, 4, settings, key=(3, 1), adapter=adapter)
     assert mixed == plain
     flat = [
-        Completion(prompt, response.token_ids)
+        PromptResponse(prompt, response.token_ids)
         for prompt, responses in zip(prompts, plain, strict=True)
         for response in responses
     ]
-    scored = text.score(flat, batch_size=5, adapter=adapter, temperature=0.8)
+    scored = text.log_probs(flat, batch_size=5, adapter=adapter, temperature=0.8)
     assert torch.equal(logp.flatten(), scored)
 
 
@@ -197,7 +199,7 @@ def test_each_token_takes_one_pass_of_each_policy(
 
     monkeypatch.setattr(body, "forward", listening)
     monkeypatch.setattr(
-        "llm.sampling.token_mixture.score_token_mixture", lambda *_, **__: torch.zeros(2)
+        "llm.sampling.token_mixture.token_mixture_log_probs", lambda *_, **__: torch.zeros(2)
     )
     settings = SampleConfig(max_new_tokens=6)
     sample_token_mixture(text, [[0, 40, 41], [0]], 1, settings, SHARE, key=(2,))
@@ -221,11 +223,11 @@ def test_the_policy_is_left_as_it_was(enumerable: Policy) -> None:
 
 def three(policy: Policy, length: int) -> tuple[np.ndarray, ...]:
     """log π_θ, log μ and log of the token-level mixture, of every response of so many tokens."""
-    listed = [Completion(PROMPTS[0], response) for response in all_responses(length)]
+    listed = [PromptResponse(PROMPTS[0], response) for response in all_responses(length)]
     own, reference = (
-        policy.score(listed, batch_size=64, adapter=on).double().numpy() for on in (True, False)
+        policy.log_probs(listed, batch_size=64, adapter=on).double().numpy() for on in (True, False)
     )
-    tokens = score_token_mixture(policy, listed, SHARE, batch_size=64).double().numpy()
+    tokens = token_mixture_log_probs(policy, listed, SHARE, batch_size=64).double().numpy()
     return own, reference, tokens
 
 
@@ -288,11 +290,12 @@ def test_mixing_token_by_token_has_a_bias_that_stays(enumerable: Policy) -> None
 
 
 def test_without_prefixes_the_two_mixtures_are_one(enumerable: Policy) -> None:
-    listed = [Completion(PROMPTS[0], (token,)) for token in range(5)]
+    listed = [PromptResponse(PROMPTS[0], (token,)) for token in range(5)]
     own, reference = (
-        enumerable.score(listed, batch_size=5, adapter=on).double().numpy() for on in (True, False)
+        enumerable.log_probs(listed, batch_size=5, adapter=on).double().numpy()
+        for on in (True, False)
     )
-    law = score_token_mixture(enumerable, listed, SHARE, batch_size=5).double().numpy()
+    law = token_mixture_log_probs(enumerable, listed, SHARE, batch_size=5).double().numpy()
     assert law == pytest.approx(normalise((1 - SHARE) * own + SHARE * reference), rel=1e-12)
 
 

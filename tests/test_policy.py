@@ -15,16 +15,16 @@ from games.errors import InputError
 from llm.config.schema import LoraConfig, ModelConfig
 from llm.policy import log_probs as policy_module
 from llm.policy.loading import seeded
-from llm.policy.log_probs import Completion, collate, sequence_log_probs, token_log_probs
+from llm.policy.log_probs import PromptResponse, collate, sequence_log_probs, token_log_probs
 from llm.policy.model import Policy
 from tests.tiny_models import byte_tokenizer, save_causal_lm, symbol_tokenizer
 
 ARCHITECTURES = ("mistral", "llama", "gpt2", "qwen2")
 COMPLETIONS = [
-    Completion([0, 40, 41, 42], [50, 51, 1]),
-    Completion([0, 60], [70, 71, 72, 73, 74]),
-    Completion([0, 80, 81, 82, 83, 84, 85], [90, 1]),
-    Completion([0], [7]),
+    PromptResponse([0, 40, 41, 42], [50, 51, 1]),
+    PromptResponse([0, 60], [70, 71, 72, 73, 74]),
+    PromptResponse([0, 80, 81, 82, 83, 84, 85], [90, 1]),
+    PromptResponse([0], [7]),
 ]
 
 
@@ -57,7 +57,7 @@ def perturb(policy: Policy, scale: float = 0.2) -> Policy:
     return policy
 
 
-def by_hand(model: torch.nn.Module, completion: Completion, temperature: float = 1.0) -> float:
+def by_hand(model: torch.nn.Module, completion: PromptResponse, temperature: float = 1.0) -> float:
     """The definition, one token and one forward pass at a time, in float64."""
     total = 0.0
     ids = list(completion.prompt_ids)
@@ -73,7 +73,7 @@ def by_hand(model: torch.nn.Module, completion: Completion, temperature: float =
 
 
 def test_collate_lays_out_prompt_and_response() -> None:
-    pair = [Completion([5, 6], [7]), Completion([8], [9, 10, 1])]
+    pair = [PromptResponse([5, 6], [7]), PromptResponse([8], [9, 10, 1])]
     expected = {
         "left": {
             "input_ids": [[2, 5, 6, 7], [8, 9, 10, 1]],
@@ -101,7 +101,7 @@ def test_log_probs_are_the_sum_over_the_response_by_hand(
     policy = perturb(load(checkpoints / architecture, dtype="float64"))
     batch = policy.collate(COMPLETIONS)
     with torch.no_grad():
-        ours = policy.log_probs(batch, temperature=temperature)
+        ours = policy.batch_log_probs(batch, temperature=temperature)
     expected = [by_hand(policy.model, c, temperature) for c in COMPLETIONS]
     # float64 throughout; only the order of sums and the padding differ.
     assert ours.numpy() == pytest.approx(expected, rel=1e-12)
@@ -110,9 +110,9 @@ def test_log_probs_are_the_sum_over_the_response_by_hand(
 
 def test_end_of_sequence_counts_and_a_cut_response_has_none(checkpoints: Path) -> None:
     policy = load(checkpoints / "mistral", dtype="float64")
-    cut, ended = Completion([0, 5], [9, 8]), Completion([0, 5], [9, 8, 1])
+    cut, ended = PromptResponse([0, 5], [9, 8]), PromptResponse([0, 5], [9, 8, 1])
     with torch.no_grad():
-        short, long = policy.log_probs(policy.collate([cut, ended])).tolist()
+        short, long = policy.batch_log_probs(policy.collate([cut, ended])).tolist()
         logits = policy.model(torch.tensor([[0, 5, 9, 8]])).logits[0, -1]
     assert long - short == pytest.approx(logits.log_softmax(-1)[1].item(), rel=1e-12)
 
@@ -126,7 +126,7 @@ def test_padding_side_order_and_split_do_not_matter(checkpoints: Path, architect
         reverse = sequence_log_probs(policy.model, collate(COMPLETIONS[::-1], 2, "left"))
         single = torch.cat([sequence_log_probs(policy.model, collate([c], 2)) for c in COMPLETIONS])
     # float32 sums of about -50 in another order: a few units of 50 * 2^-24 each.
-    for other in (right, reverse.flip(0), single, policy.score(COMPLETIONS, batch_size=3)):
+    for other in (right, reverse.flip(0), single, policy.log_probs(COMPLETIONS, batch_size=3)):
         assert other.numpy() == pytest.approx(left.numpy(), abs=5e-5)
 
 
@@ -135,9 +135,9 @@ def test_gradients_are_finite_and_blind_to_padding(checkpoints: Path, side: str)
     policy = perturb(load(checkpoints / "mistral", dtype="float64"))
     parameters = [p for p in policy.model.parameters() if p.requires_grad]
     batch = collate(COMPLETIONS, policy.pad_token_id, side)
-    together = torch.autograd.grad(policy.log_probs(batch).sum(), parameters)
+    together = torch.autograd.grad(policy.batch_log_probs(batch).sum(), parameters)
     apart = [
-        torch.autograd.grad(policy.log_probs(collate([c], 2)).sum(), parameters)
+        torch.autograd.grad(policy.batch_log_probs(collate([c], 2)).sum(), parameters)
         for c in COMPLETIONS
     ]
     for gradient, parts in zip(together, zip(*apart, strict=True), strict=True):
@@ -178,9 +178,9 @@ def test_chunks_bound_the_float32_copy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_low_precision_logits_are_summed_in_float32(checkpoints: Path) -> None:
     policy = load(checkpoints / "mistral", dtype="bfloat16")
-    batch = policy.collate([Completion([0, 5, 6], [9] * 40)])
+    batch = policy.collate([PromptResponse([0, 5, 6], [9] * 40)])
     with torch.no_grad():
-        ours = policy.log_probs(batch)
+        ours = policy.batch_log_probs(batch)
         keep = batch["response_mask"].sum() + 1
         logits = policy.model(**{k: batch[k] for k in batch if k != "response_mask"}).logits
     assert ours.dtype == torch.float32
@@ -197,8 +197,8 @@ def test_total_probability_is_one(tmp_path: Path) -> None:
     responses = [(1,), *((a, 1) for a in others)]
     responses += [(a, b, c) for a in others for b in others for c in (0, 1, 2, 3)]
     for temperature in (1.0, 0.5):
-        logp = policy.score(
-            [Completion([0, 2], r) for r in responses], batch_size=16, temperature=temperature
+        logp = policy.log_probs(
+            [PromptResponse([0, 2], r) for r in responses], batch_size=16, temperature=temperature
         )
         # float64 rounding.
         assert logp.exp().sum().item() == pytest.approx(1.0, abs=1e-12)
@@ -217,13 +217,13 @@ def test_reference_is_the_base_model_to_the_bit(
     batch = policy.collate(COMPLETIONS)
     with torch.no_grad():
         expected = sequence_log_probs(base, batch)
-        assert torch.equal(policy.log_probs(batch), expected)  # a new adapter changes nothing
+        assert torch.equal(policy.batch_log_probs(batch), expected)  # a new adapter changes nothing
         perturb(policy)
-        moved = policy.log_probs(batch)
-        assert torch.equal(policy.log_probs(batch, adapter=False), expected)
-        assert torch.equal(policy.log_probs(batch), moved)  # and is on again afterwards
+        moved = policy.batch_log_probs(batch)
+        assert torch.equal(policy.batch_log_probs(batch, adapter=False), expected)
+        assert torch.equal(policy.batch_log_probs(batch), moved)  # and is on again afterwards
     assert (moved - expected).abs().min() > 1e-2
-    recorded = policy.score(COMPLETIONS, batch_size=len(COMPLETIONS), adapter=False)
+    recorded = policy.log_probs(COMPLETIONS, batch_size=len(COMPLETIONS), adapter=False)
     # Rows sorted by length: the same numbers up to float32 rounding of sums near -50.
     assert recorded.numpy() == pytest.approx(expected.numpy(), abs=5e-5)
 
@@ -236,17 +236,17 @@ def test_train_mode_does_not_change_the_policy(tmp_path: Path) -> None:
         policy = perturb(load(path))
         batch = policy.collate(COMPLETIONS)
         with torch.no_grad():
-            still = policy.model.eval() and policy.log_probs(batch)
-            assert torch.equal(policy.model.train() and policy.log_probs(batch), still)
-        policy.score(COMPLETIONS, batch_size=2)
+            still = policy.model.eval() and policy.batch_log_probs(batch)
+            assert torch.equal(policy.model.train() and policy.batch_log_probs(batch), still)
+        policy.log_probs(COMPLETIONS, batch_size=2)
         assert policy.model.training  # put back as it was
 
 
 def test_scoring_is_in_evaluation_mode(checkpoints: Path) -> None:
     policy = perturb(load(checkpoints / "mistral", lora={"dropout": 0.5}))
     policy.model.train()
-    first = policy.score(COMPLETIONS, batch_size=2)
-    assert torch.equal(first, policy.score(COMPLETIONS, batch_size=2))
+    first = policy.log_probs(COMPLETIONS, batch_size=2)
+    assert torch.equal(first, policy.log_probs(COMPLETIONS, batch_size=2))
 
 
 def test_only_the_adapter_is_trained_and_in_float32(checkpoints: Path) -> None:
@@ -261,8 +261,8 @@ def test_only_the_adapter_is_trained_and_in_float32(checkpoints: Path) -> None:
         assert policy.model(**inputs).logits.dtype == torch.bfloat16  # rounded as the base's are
         # bfloat16 logits of both heads round alike but for the order of sums: 2^-8 of about 10,
         # over at most five tokens.
-        assert policy.log_probs(batch).numpy() == pytest.approx(
-            policy.log_probs(batch, adapter=False).numpy(), abs=0.2
+        assert policy.batch_log_probs(batch).numpy() == pytest.approx(
+            policy.batch_log_probs(batch, adapter=False).numpy(), abs=0.2
         )
 
 
@@ -305,12 +305,12 @@ def test_adapter_round_trip_is_exact(
     policy.save_adapter(tmp_path / "adapter")
     batch = policy.collate(COMPLETIONS)
     with torch.no_grad():
-        expected = policy.log_probs(batch)
+        expected = policy.batch_log_probs(batch)
         resumed = load(checkpoints / architecture, lora=lora, seed=9)
         resumed.load_adapter(tmp_path / "adapter")
-        assert torch.equal(resumed.log_probs(batch), expected)
+        assert torch.equal(resumed.batch_log_probs(batch), expected)
         continued = load(checkpoints / architecture, adapter=tmp_path / "adapter")
-        assert torch.equal(continued.log_probs(batch), expected)
+        assert torch.equal(continued.batch_log_probs(batch), expected)
         base = AutoModelForCausalLM.from_pretrained(checkpoints / architecture)
         by_peft = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
         assert torch.equal(sequence_log_probs(by_peft, batch), expected)
@@ -347,7 +347,7 @@ def test_merged_adapter_with_a_tied_head_is_the_policy(checkpoints: Path, tmp_pa
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     batch = policy.collate(COMPLETIONS)
     with torch.no_grad():
-        expected = policy.log_probs(batch).numpy()
+        expected = policy.batch_log_probs(batch).numpy()
         # W x + B A x in one matrix: float32 rounding of sums near -50.
         assert sequence_log_probs(again, batch).numpy() == pytest.approx(expected, abs=1e-3)
 
@@ -422,7 +422,7 @@ def test_random_weights_from_a_config(checkpoints: Path, tmp_path: Path) -> None
     settings = {"random_from_config": tmp_path / "shape", "dtype": "float32"}
     first, again, other = (load(tmp_path / "tokenizer", seed=s, **settings) for s in (0, 0, 1))
     assert first.model.config.model_type == "llama"
-    scores = [p.score(COMPLETIONS, batch_size=4) for p in (first, again, other)]
+    scores = [p.log_probs(COMPLETIONS, batch_size=4) for p in (first, again, other)]
     assert torch.equal(scores[0], scores[1])
     assert not torch.equal(scores[0], scores[2])
     first.save_adapter(tmp_path / "adapter")
@@ -479,7 +479,7 @@ def test_pad_token_without_an_embedding(tmp_path: Path) -> None:
     assert tokenizer.pad_token_id == rows
     policy = load(save_causal_lm(tmp_path, tokenizer=tokenizer, vocab_size=rows))
     assert policy.pad_token_id == tokenizer.eos_token_id
-    assert policy.score(COMPLETIONS, batch_size=4).isfinite().all()
+    assert policy.log_probs(COMPLETIONS, batch_size=4).isfinite().all()
 
 
 def test_every_stop_token_of_the_checkpoint_is_known(tmp_path: Path) -> None:
@@ -507,15 +507,15 @@ def test_settings_that_cannot_work(checkpoints: Path) -> None:
 
 def test_what_the_context_cannot_hold_is_refused(checkpoints: Path) -> None:
     policy = load(checkpoints / "mistral")
-    policy.collate([Completion([0] * 100, [5] * 28)])
+    policy.collate([PromptResponse([0] * 100, [5] * 28)])
     with pytest.raises(InputError, match=r"context of 128 .*data\.max_prompt_length"):
-        policy.collate([Completion([0] * 100, [5] * 29)])
+        policy.collate([PromptResponse([0] * 100, [5] * 29)])
 
 
 def test_dtypes(checkpoints: Path) -> None:
     for name in ("float32", "bfloat16", "float16", "float64"):
         policy = load(checkpoints / "mistral", dtype=name)
         assert policy.model.dtype == getattr(torch, name)
-        scored = policy.score(COMPLETIONS, batch_size=4)
+        scored = policy.log_probs(COMPLETIONS, batch_size=4)
         assert scored.dtype == (torch.float64 if name == "float64" else torch.float32)
         assert all(math.isfinite(value) for value in scored)

@@ -11,7 +11,7 @@ from scipy import stats
 
 from games.errors import InputError
 from llm.config.schema import LoraConfig, ModelConfig, SampleConfig
-from llm.policy.log_probs import Completion
+from llm.policy.log_probs import PromptResponse
 from llm.policy.model import Policy
 from llm.sampling.engine import Response, on_policy
 from llm.sampling.transformers_engine import sample
@@ -77,8 +77,8 @@ def test_frequencies_are_the_scored_probabilities(
     drawn = sample(enumerable, PROMPTS, draws, settings, key=(7,), adapter=adapter)
     responses = all_responses(3)
     for prompt, sampled in zip(PROMPTS, drawn, strict=True):
-        logp = enumerable.score(
-            [Completion(prompt, r) for r in responses],
+        logp = enumerable.log_probs(
+            [PromptResponse(prompt, r) for r in responses],
             batch_size=128,
             adapter=adapter,
             temperature=temperature,
@@ -118,7 +118,9 @@ def test_recorded_log_probs_are_those_of_generation(
         tokens = torch.tensor(response.token_ids)
         generated = logits[row, : len(tokens)].log_softmax(-1)
         expected = generated.gather(-1, tokens[:, None]).sum().item()
-        scored = text.score([Completion(prompt, response.token_ids)], batch_size=1, temperature=0.8)
+        scored = text.log_probs(
+            [PromptResponse(prompt, response.token_ids)], batch_size=1, temperature=0.8
+        )
         # float32, with a cache and left padding on one side, neither on the other.
         assert scored.item() == pytest.approx(expected, rel=1e-5)
 
@@ -176,7 +178,7 @@ def test_truncation_is_off_policy_and_says_so(
     assert "off policy" in caplog.text
     drawn = sample(enumerable, PROMPTS[:1], 500, cut, key=(0,))[0]
     seen = {response.token_ids[0] for response in drawn}
-    logp = enumerable.score([Completion(PROMPTS[0], (t,)) for t in range(5)], batch_size=5)
+    logp = enumerable.log_probs([PromptResponse(PROMPTS[0], (t,)) for t in range(5)], batch_size=5)
     likeliest = logp.argsort(descending=True).tolist()
     assert seen == set(likeliest[: len(seen)])
     assert len(seen) <= allowed < VOCABULARY

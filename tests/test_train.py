@@ -34,7 +34,7 @@ from llm.embedded.judges import embedded_judge
 from llm.evaluation import measure
 from llm.judges import build_judge
 from llm.policy import fitting
-from llm.policy.log_probs import Completion
+from llm.policy.log_probs import PromptResponse
 from llm.policy.model import Policy
 from llm.run.setup import aims, rule_and_fit
 from llm.sampling import responses as stages
@@ -167,11 +167,11 @@ def test_what_is_recorded_is_of_the_policy_that_sampled_and_of_the_base(whole: P
     policy = Policy.load(ModelConfig(path=str(HERE / "game"), device="cpu"), GAME.lora)
     policy.load_adapter(whole / "iterations" / "000" / "adapter")
     ids = {"ab": (0, 1), "ba": (1, 0)}
-    flat = [Completion(ids[row["prompt"]], y) for row in rows for y in row["tokens"]]
+    flat = [PromptResponse(ids[row["prompt"]], y) for row in rows for y in row["tokens"]]
     for name, on in (("logp", True), ("logp_ref", False)):
         stored = torch.tensor([row[name] for row in rows]).reshape(-1)
         # Other batches round otherwise.
-        assert (policy.score(flat, batch_size=9, adapter=on) - stored).abs().max() < 1e-5
+        assert (policy.log_probs(flat, batch_size=9, adapter=on) - stored).abs().max() < 1e-5
     assert all(
         policy.tokenizer.decode(c.response_ids) in r
         for c, r in zip(flat, [row["responses"] for row in rows for _ in range(5)], strict=True)

@@ -30,7 +30,7 @@ from llm.data.prompts import load_prompts
 from llm.embedded import game, grammar
 from llm.embedded.judges import style_table
 from llm.policy.loading import seeded
-from llm.policy.log_probs import Completion, collate, sequence_log_probs
+from llm.policy.log_probs import PromptResponse, collate, sequence_log_probs
 from llm.policy.model import Policy
 from llm.sampling.transformers_engine import sample
 from solvers.arrays import normalise
@@ -161,12 +161,12 @@ def _mean_token_log_prob(model, tokenizer, n: int, rng: np.random.Generator) -> 
     return sequence_log_probs(model, batch).sum() / batch["response_mask"].sum()
 
 
-def _completion(tokenizer, prompt: str, answer: str) -> Completion:
+def _completion(tokenizer, prompt: str, answer: str) -> PromptResponse:
     messages = [{"role": "user", "content": prompt}]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     prompt_ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     answer_ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
-    return Completion(prompt_ids, [*answer_ids, tokenizer.eos_token_id])
+    return PromptResponse(prompt_ids, [*answer_ids, tokenizer.eos_token_id])
 
 
 def _write_prompts(directory: Path, prompts) -> None:
@@ -210,7 +210,9 @@ def build_game(directory: Path, *, seed: int = 0, steps: int = 300) -> float:
         model = MistralForCausalLM(config)
     prompt_ids = tokenizer(list(game.PROMPTS))["input_ids"]
     responses = game.responses()
-    completions = [Completion(prompt, response) for prompt in prompt_ids for response in responses]
+    completions = [
+        PromptResponse(prompt, response) for prompt in prompt_ids for response in responses
+    ]
     batch = collate(completions, tokenizer.pad_token_id)
     target = torch.tensor(normalise(rng.normal(size=(len(game.PROMPTS), len(responses)))))
     target = target.float()
@@ -255,8 +257,8 @@ def build_game_answers(directory: Path, *, seed: int = 0) -> None:
     rng = np.random.default_rng([seed, 1])  # another stream than the model's and the preference's
     policy = Policy.load(ModelConfig(path=str(directory), device="cpu"))
     asked: Any = policy.tokenizer(list(game.PROMPTS))["input_ids"]
-    every = [Completion(prompt, response) for prompt in asked for response in game.responses()]
-    scored = policy.score(every, batch_size=len(every), adapter=False)
+    every = [PromptResponse(prompt, response) for prompt in asked for response in game.responses()]
+    scored = policy.log_probs(every, batch_size=len(every), adapter=False)
     logp_model = normalise(scored.double().numpy().reshape(len(game.PROMPTS), -1))
     rewards = game_rewards(np.array(game.responses()), rng)
     logp_data = np.stack([_tilted(*rows) for rows in zip(logp_model, rewards, strict=True)])

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llm.evaluation.report import Column
-from llm.storage.files import Row
+from llm.storage.files import Record
 from solvers import style
 
 if TYPE_CHECKING:
@@ -23,14 +23,14 @@ def _of(name: str, heading: tuple[str, str], form: str = "") -> Column:
     return Column(heading, lambda row: row.get(name), form)
 
 
-def _wins(row: Row) -> str | None:
+def _wins(row: Record) -> str | None:
     rate, error = row["win_rate"], row["win_rate_error"]
     if rate is None or error is None:
         return None if rate is None else f"{rate:.3f}"
     return f"{rate:.3f} ± {error:.3f}"
 
 
-def _kl(row: Row) -> str | None:
+def _kl(row: Record) -> str | None:
     first, last = row["trace"][0]["kl_to_equilibrium"], row["kl_to_equilibrium"]
     return None if last is None else f"{first:.3f} → {last:.3f}"
 
@@ -58,7 +58,7 @@ COLUMNS = (
 TEXTS = ("recipe", "rule", "fit", "aims at")
 
 
-def show(record: Row, console: Console) -> None:
+def show(record: Record, console: Console) -> None:
     """Prints everything."""
     limits = [f"{limit:,} {name}" for name, limit in record["budget"].items() if limit is not None]
     console.print(f"{record['config']}: at most {' and '.join(limits)} for each recipe")
@@ -72,7 +72,7 @@ def show(record: Row, console: Console) -> None:
         console.print(*matrix(record, console), sep="\n")
 
 
-def table(record: Row, console: Console) -> Table:
+def table(record: Record, console: Console) -> Table:
     """A row per recipe, a column per number that is known of any; those left out at the end.
 
     Several columns share one where the console is too narrow for each to have its own.
@@ -88,7 +88,7 @@ def table(record: Row, console: Console) -> Table:
     return found
 
 
-def _table(record: Row, columns: Sequence[Column], height: int) -> Table:
+def _table(record: Record, columns: Sequence[Column], height: int) -> Table:
     """Every column of it shows that many of `columns`, one below the other."""
     found = _blank()
     groups = [columns[i : i + height] for i in range(0, len(columns), height)]
@@ -109,7 +109,7 @@ def _table(record: Row, columns: Sequence[Column], height: int) -> Table:
     return found
 
 
-def matrix(record: Row, console: Console) -> list[Table]:
+def matrix(record: Record, console: Console) -> list[Table]:
     """Who wins how often: each row over each column, as many columns at a time as have room."""
     unbounded = console.options.update(max_width=1000)
     n = len(record["pairwise"]["policies"])
@@ -122,7 +122,7 @@ def matrix(record: Row, console: Console) -> list[Table]:
     return [_matrix(record, range(i, min(i + across, n))) for i in range(0, n, across)]
 
 
-def _matrix(record: Row, columns: range) -> Table:
+def _matrix(record: Record, columns: range) -> Table:
     known = record["pairwise"]
     rates, errors = known["win_rate"], known["standard_error"]
     found = _blank()
@@ -148,7 +148,7 @@ CLAIMED = {
 FITTED = "trained on selected pairs or on who wins them, which need not lead to this π*"
 
 
-def notes(record: Row) -> list[str]:
+def notes(record: Record) -> list[str]:
     """What a row leaves unsaid, each reason once."""
     why: dict[str, list[str]] = {}
     for row in record["skipped"]:
@@ -176,7 +176,7 @@ PANELS = {
 
 
 @style.styled
-def picture(record: Row) -> Figure:
+def picture(record: Record) -> Figure:
     """What is known of the iterates, against the tokens that were generated on the way."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -206,14 +206,14 @@ def picture(record: Row) -> Figure:
     return figure
 
 
-def _known(rows: Sequence[Row]) -> list[tuple[str, str]]:
+def _known(rows: Sequence[Record]) -> list[tuple[str, str]]:
     """The first three panels that have something to show."""
     points = [point for row in rows for point in row["trace"]]
     known = [name for name in PANELS if any(p[name] is not None for p in points)]
     return [(name, PANELS[name]) for name in known][:3]
 
 
-def _looks(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def _looks(rows: Sequence[Record]) -> list[dict[str, Any]]:
     """A colour and a marker for each rule, a stroke for each recipe of it."""
     rules = list(dict.fromkeys(row["rule"] for row in rows))
     own = [rule for rule in rules if rule not in style.RULES]

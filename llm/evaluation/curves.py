@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from llm.storage.files import Row
+from llm.storage.files import Record
 from solvers import style
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class Line(NamedTuple):
     form: str = "o-"
 
 
-def draw_curves(path: Path, rows: Sequence[Row]) -> bool:
+def draw_curves(path: Path, rows: Sequence[Record]) -> bool:
     """Writes a PNG; False, and a warning, where there is no matplotlib."""
     if importlib.util.find_spec("matplotlib") is None:
         logger.warning("no curves.png: it needs matplotlib (pip install matplotlib)")
@@ -45,7 +45,7 @@ def draw_curves(path: Path, rows: Sequence[Row]) -> bool:
 
 
 @style.styled
-def _draw(path: Path, rows: Sequence[Row]) -> None:
+def _draw(path: Path, rows: Sequence[Record]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -72,7 +72,7 @@ def _draw(path: Path, rows: Sequence[Row]) -> None:
     FigureCanvasAgg(figure).print_png(path)
 
 
-def panels_of(rows: Sequence[Row]) -> dict[str, list[Line]]:
+def panels_of(rows: Sequence[Record]) -> dict[str, list[Line]]:
     """{title: curves} of what is known of a run and changes."""
 
     def values(name: str) -> list[float]:

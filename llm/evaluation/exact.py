@@ -14,9 +14,9 @@ from llm.data.examples import Prompt
 from llm.embedded import HERE, PREFIX, grammar
 from llm.embedded import game as embedded_game
 from llm.embedded.judges import STYLE_GAME, style_table
-from llm.policy.log_probs import Completion
+from llm.policy.log_probs import PromptResponse
 from llm.policy.model import Policy
-from llm.storage.files import Row
+from llm.storage.files import Record
 from solvers import duality_gap, solve
 from solvers.arrays import against, dot
 from solvers.equilibrium import equilibrium
@@ -36,7 +36,7 @@ class Beside(Protocol):
         """What the rule aims at, where that is known."""
         ...
 
-    def measure(self, policy: Policy, t: int, rows: list[Row]) -> Row:
+    def measure(self, policy: Policy, t: int, rows: list[Record]) -> Record:
         """Metrics of π_t; `rows` are responses of it where it is not enumerated."""
         ...
 
@@ -84,7 +84,7 @@ class EnumeratedGame:
     rule: UpdateRule
     judged: PreferenceGame | None
     played: PreferenceGame | DataGame | None
-    completions: list[Completion]
+    completions: list[PromptResponse]
     temperature: float
     logp_ref: np.ndarray
     start: np.ndarray
@@ -104,7 +104,7 @@ class EnumeratedGame:
         """The games, and what the rule aims at in what it plays. The policy is π_0."""
         asked = {prompt.text: prompt.token_ids for prompt in prompts}
         every = [
-            Completion(asked[p], r)
+            PromptResponse(asked[p], r)
             for p in embedded_game.PROMPTS
             for r in embedded_game.responses()
         ]
@@ -128,7 +128,7 @@ class EnumeratedGame:
         mu = self.logp_ref
         return solve(self.played, self.rule, steps=t, tol=0, start=self.start, reference=mu).logp
 
-    def measure(self, policy: Policy, t: int, rows: list[Row]) -> Row:
+    def measure(self, policy: Policy, t: int, rows: list[Record]) -> Record:
         """Every metric that does not need text, exact, averaged over the prompts."""
         logp, exact = self.log_probs(policy), self.exact_iterate(t)
         measured = {
@@ -151,9 +151,9 @@ class EnumeratedGame:
 
 
 def _log_probs(
-    policy: Policy, every: list[Completion], temperature: float, adapter: bool
+    policy: Policy, every: list[PromptResponse], temperature: float, adapter: bool
 ) -> np.ndarray:
-    logp = policy.score(every, batch_size=len(every), adapter=adapter, temperature=temperature)
+    logp = policy.log_probs(every, batch_size=len(every), adapter=adapter, temperature=temperature)
     return logp.double().numpy().reshape(len(embedded_game.PROMPTS), -1)
 
 
@@ -187,18 +187,18 @@ class StyleGame:
         """The styles, in order."""
         return (*grammar.STYLES, "other")
 
-    def measure(self, policy: Policy, t: int, rows: list[Row]) -> Row:
+    def measure(self, policy: Policy, t: int, rows: list[Record]) -> Record:
         """The share of each style among the responses, beside that in equilibrium."""
         kinds = style_table([row["prompt"] for row in rows], [row["responses"] for row in rows])
         shares = np.bincount(kinds.ravel(), minlength=len(self.names)) / kinds.size
-        measured: Row = {"styles": dict(zip(self.names, shares.tolist(), strict=True))}
+        measured: Record = {"styles": dict(zip(self.names, shares.tolist(), strict=True))}
         if self.logp_star is not None:
             star = np.exp(self.logp_star).tolist()
             measured["equilibrium_styles"] = dict(zip(self.names, star, strict=True))
         return measured | _target(self)
 
 
-def _target(known: EnumeratedGame | StyleGame) -> Row:
+def _target(known: EnumeratedGame | StyleGame) -> Record:
     """Which π* is meant."""
     return {} if known.logp_star is None else {"target": aim(known.rule)}
 

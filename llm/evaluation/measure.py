@@ -13,10 +13,10 @@ from llm.judges import Judge
 from llm.judges.stored import judge_responses
 from llm.sampling.responses import Responses
 from llm.storage.chunks import Work
-from llm.storage.files import Row
+from llm.storage.files import Record
 
 
-def describe(own: Responses) -> Row:
+def describe(own: Responses) -> Record:
     """Metrics of π_t from its responses alone."""
     return {
         "kl_to_reference": statistics.kl(own.logp, own.logp_ref).mean,
@@ -28,7 +28,7 @@ def describe(own: Responses) -> Row:
 
 def evaluate(
     work: Work, directory: Path, judge: Judge, own: Responses, reference: Responses
-) -> Row:
+) -> Record:
     """Metrics of π_t from its responses and those of μ to the same prompts."""
     both = [ours + theirs for ours, theirs in zip(own.texts, reference.texts, strict=True)]
     preference = judge_responses(work, directory, judge, own.prompts, both)

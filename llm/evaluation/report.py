@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from llm.storage.files import Row
+from llm.storage.files import Record
 
 logger = logging.getLogger(__name__)
 
@@ -20,10 +20,10 @@ class Column:
     """One column of the table: its two-line heading, and what it shows of a row."""
 
     heading: tuple[str, str]
-    value: Callable[[Row], object]
+    value: Callable[[Record], object]
     form: str
 
-    def show(self, row: Row) -> str:
+    def show(self, row: Record) -> str:
         """The cell, as wide as the column."""
         value = self.value(row)
         text = "–" if value is None else format(value, self.form)
@@ -51,7 +51,7 @@ METRICS = (
 )
 
 
-def columns_of(rows: Sequence[Row]) -> list[Column]:
+def columns_of(rows: Sequence[Record]) -> list[Column]:
     """The columns that a run has something to say in."""
     shown = [Column(("t", ""), lambda row: row["iteration"], "d")]
     shown += [c for c in METRICS if any(c.value(row) is not None for row in rows)]
@@ -69,7 +69,7 @@ def columns_of(rows: Sequence[Row]) -> list[Column]:
     return shown
 
 
-def table(rows: Sequence[Row]) -> list[str]:
+def table(rows: Sequence[Record]) -> list[str]:
     """Heading and a line per iteration."""
     columns = columns_of(rows)
     heads = ["  ".join(c.heading[i].rjust(c.width) for c in columns) for i in (0, 1)]
@@ -98,7 +98,7 @@ class Report:
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
             logger.info(text)
 
-    def row(self, row: Row) -> None:
+    def row(self, row: Record) -> None:
         """The table's next line; before the first, its heading."""
         lines = table([row])
         for line in lines[-1:] if self.rows else lines:
@@ -114,7 +114,7 @@ class Report:
         self.progress.remove_task(task)
 
 
-def compare_responses(reference: Sequence[Row], last: Sequence[Row]) -> list[str]:
+def compare_responses(reference: Sequence[Record], last: Sequence[Record]) -> list[str]:
     """Three prompts with a response before and after."""
     lines = []
     for before, after in list(zip(reference, last, strict=True))[:3]:

@@ -11,7 +11,7 @@ import numpy as np
 from llm.data.examples import Prompt
 from llm.judges import Judge
 from llm.storage.chunks import Chunk, Work
-from llm.storage.files import Row
+from llm.storage.files import Record
 from solvers.tournament import Ends, round_robin, tournament
 
 
@@ -24,7 +24,7 @@ def judge_responses(
 ) -> np.ndarray:
     """B prompts, B × K responses -> (B, K, K) preferences."""
 
-    def compute(chunk: Chunk) -> list[Row]:
+    def compute(chunk: Chunk) -> list[Record]:
         began = time.perf_counter()
         asked = [as_judged(prompt) for prompt in prompts[chunk.slice]]
         tables = judge(asked, texts[chunk.slice])
@@ -48,13 +48,13 @@ def select_responses(
     prompts: Sequence[Prompt],
     texts: Sequence[Sequence[str]],
     how: str,
-) -> list[Row]:
+) -> list[Record]:
     """B prompts, B × K responses -> best and worst of each by `tournament` or `round_robin`.
 
     A tournament asks the judge for the pairs that meet, and no others.
     """
 
-    def compute(chunk: Chunk) -> list[Row]:
+    def compute(chunk: Chunk) -> list[Record]:
         began = time.perf_counter()
         asked = [as_judged(prompt) for prompt in prompts[chunk.slice]]
         ends = _ends(judge, asked, texts[chunk.slice], how)

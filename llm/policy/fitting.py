@@ -24,7 +24,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from games.errors import InputError
 from llm.config.schema import FittingConfig, GFlowNetConfig
-from llm.policy.log_probs import Completion, collate, sequence_log_probs
+from llm.policy.log_probs import PromptResponse, collate, sequence_log_probs
 from llm.policy.model import Policy
 from llm.storage.chunks import World
 from solvers.fits import Fit, Items, direct_forward_kl
@@ -33,7 +33,7 @@ WHOLE = "whole"  # a file in a Trainer checkpoint, written last
 
 
 @dataclass(frozen=True)
-class Rows(Dataset):
+class FitDataset(Dataset):
     """Items of B prompts as rows; those of weight zero count for nothing and are left out.
 
     completions  B × K responses, which the items number
@@ -41,9 +41,9 @@ class Rows(Dataset):
     from_base    one response of μ per prompt and its λ, where forward KL is estimated from those
     """
 
-    completions: Sequence[Sequence[Completion]]
+    completions: Sequence[Sequence[PromptResponse]]
     items: Items
-    from_base: tuple[Sequence[Completion], float] | None = None
+    from_base: tuple[Sequence[PromptResponse], float] | None = None
 
     @cached_property
     def places(self) -> np.ndarray:
@@ -68,11 +68,13 @@ class Rows(Dataset):
 class InOrder(Dataset):
     """Rows in the order in which they are trained on: whole batches, an epoch after the other."""
 
-    rows: Rows
+    rows: FitDataset
     order: np.ndarray
 
     @classmethod
-    def shuffled(cls, rows: Rows, batch_size: int, epochs: int, seed: Sequence[int]) -> InOrder:
+    def shuffled(
+        cls, rows: FitDataset, batch_size: int, epochs: int, seed: Sequence[int]
+    ) -> InOrder:
         """Each epoch in an order of its own, without what would be its incomplete last batch."""
         rng = np.random.default_rng(seed)
         whole = len(rows) - len(rows) % batch_size
@@ -224,7 +226,7 @@ def training_arguments(
 def fit_policy(
     policy: Policy,
     fit: Fit,
-    rows: Rows,
+    rows: FitDataset,
     settings: FittingConfig,
     *,
     directory: Path,

@@ -15,7 +15,7 @@ REMEMBERED = {"average", "geometric"}  # what a rule may need of its memory
 
 
 @dataclass(frozen=True)
-class History:
+class Iterates:
     """π_s is the adapter that iteration s − 1 left; π_0 that of `start`, or μ without one."""
 
     run: RunDirectory
@@ -39,7 +39,7 @@ class History:
             self.policy.load_adapter(self.run.adapter(t))
 
 
-def looked_at(rule: UpdateRule, t: int) -> list[int]:
+def required_iterates(rule: UpdateRule, t: int) -> list[int]:
     """The iterates whose probabilities step t of a rule needs, among 0, …, t.
 
     The opponent of a rule for data is known by its samples alone.

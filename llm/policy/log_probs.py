@@ -13,7 +13,7 @@ LOGIT_CHUNK = 2**25
 
 
 @dataclass(frozen=True)
-class Completion:
+class PromptResponse:
     """Token ids of a prompt and of a response to it.
 
     The response holds its end-of-sequence token where the model produced one; a response cut at the
@@ -28,7 +28,7 @@ class Completion:
 
 
 def collate(
-    completions: Sequence[Completion], pad_token_id: int, padding_side: str = "left"
+    completions: Sequence[PromptResponse], pad_token_id: int, padding_side: str = "left"
 ) -> dict[str, torch.Tensor]:
     """B completions -> `input_ids, attention_mask, position_ids, response_mask`, each (B, T).
 

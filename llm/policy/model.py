@@ -41,7 +41,7 @@ from llm.policy.loading import (
     naming_field,
     seeded,
 )
-from llm.policy.log_probs import Completion, collate, sequence_log_probs
+from llm.policy.log_probs import PromptResponse, collate, sequence_log_probs
 
 
 @dataclass(frozen=True)
@@ -119,13 +119,13 @@ class Policy:
         finally:
             self.model.train(training)
 
-    def collate(self, completions: Sequence[Completion]) -> dict[str, torch.Tensor]:
+    def collate(self, completions: Sequence[PromptResponse]) -> dict[str, torch.Tensor]:
         """B completions -> a batch on the model's device; refuses what the context cannot hold."""
         self.check_length(max(len(completion) for completion in completions))
         batch = collate(completions, self.pad_token_id)
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
-    def log_probs(
+    def batch_log_probs(
         self, batch: Mapping[str, torch.Tensor], adapter: bool = True, temperature: float = 1.0
     ) -> torch.Tensor:
         """Batch -> (B,): log π_θ of the responses, or log μ with `adapter=False`."""
@@ -135,9 +135,9 @@ class Policy:
             return sequence_log_probs(self.model, batch, temperature)
 
     @torch.no_grad()
-    def score(
+    def log_probs(
         self,
-        completions: Sequence[Completion],
+        completions: Sequence[PromptResponse],
         *,
         batch_size: int,
         adapter: bool = True,
@@ -153,7 +153,7 @@ class Policy:
 
     def in_batches(
         self,
-        completions: Sequence[Completion],
+        completions: Sequence[PromptResponse],
         batch_size: int,
         values: Callable[[dict[str, torch.Tensor]], torch.Tensor],
     ) -> torch.Tensor:

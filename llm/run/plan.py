@@ -18,7 +18,7 @@ from llm.embedded import resolve
 from llm.embedded.judges import embedded_judge
 from llm.judges import check_judge_files
 from llm.policy.fitting import accumulation
-from llm.policy.iterates import looked_at
+from llm.policy.iterates import required_iterates
 from llm.policy.model import Policy
 from llm.run.setup import (
     aims,
@@ -132,7 +132,7 @@ def uses_of(config: TrainConfig, rule: UpdateRule, prompts: PromptSet) -> Uses:
     scored = asked * pool * (k + 1) if rule.needs_data else 2 * asked if given else sampled
     trained = 2 * asked if config.selection is not None else scored
     last = config.iterations - 1
-    past = set(looked_at(rule, last)) - {last}
+    past = set(required_iterates(rule, last)) - {last}
     compared = asked * comparisons_per_prompt(config, rule)
     return Uses(asked, asked * pool, sampled, compared, scored, trained, len(past))
 

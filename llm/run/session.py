@@ -24,24 +24,24 @@ from llm.evaluation.measure import describe, evaluate
 from llm.evaluation.report import Report, compare_responses
 from llm.judges import Judge, JudgeError, check_preferences
 from llm.judges.stored import comparisons, judge_responses, select_responses
-from llm.policy.fitting import Rows, fit_policy
-from llm.policy.iterates import REMEMBERED, History, looked_at
+from llm.policy.fitting import FitDataset, fit_policy
+from llm.policy.iterates import REMEMBERED, Iterates, required_iterates
 from llm.run.setup import CHOSEN, Parts, aims, evaluation_prompts, out_of_memory, plays_of
 from llm.sampling.engine import on_policy
 from llm.sampling.proposals import Samplers
 from llm.sampling.responses import (
     Draw,
     Responses,
+    add_log_probs,
     beside_answers,
     draw_responses,
+    log_probs_under,
     policy_draw,
     sample_responses,
-    score_responses,
-    score_under,
 )
 from llm.storage.chunks import Work, World
 from llm.storage.directory import RunDirectory
-from llm.storage.files import Row, read_json, write_directory, write_text
+from llm.storage.files import Record, read_json, write_directory, write_text
 from solvers.fits import Items
 from solvers.plays import Plays, recalled
 from solvers.rules import Update
@@ -101,9 +101,9 @@ class Session:
     )
 
     @property
-    def history(self) -> History:
+    def history(self) -> Iterates:
         """The iterates so far."""
-        return History(self.run, self.parts.policy, self.config.model.adapter)
+        return Iterates(self.run, self.parts.policy, self.config.model.adapter)
 
     def open(self) -> Iterator[int]:
         """Says what is to be done, takes up what is done; the iterations that are left."""
@@ -181,7 +181,7 @@ class Session:
     def plays(self, t: int, responses: Responses, preference: np.ndarray | None) -> Plays:
         """The finite game that the responses are, under μ or what takes its place."""
         rule, magnet = self.parts.rule, self.parts.rule.magnet(t)
-        past = {s: self._under(t, s, responses) for s in looked_at(rule, t)}
+        past = {s: self._under(t, s, responses) for s in required_iterates(rule, t)}
         logp_ref = past[magnet] if magnet else responses.logp_ref
         known = {"length": responses.lengths.astype(float), **responses.proposal}
         if "previous" in rule.needs:
@@ -192,7 +192,9 @@ class Session:
 
     def fit(self, t: int, responses: Responses, update: Update, items: Items) -> None:
         """π_{t+1}: π_θ fitted to the items, and its adapter stored."""
-        rows = Rows(responses.completions, items, self._from_base(t, responses.prompts, update))
+        rows = FitDataset(
+            responses.completions, items, self._from_base(t, responses.prompts, update)
+        )
         settings, here = self.config.train, self.run.iteration(t)
         if len(rows) < items.weight.size:
             self.report.say(
@@ -296,7 +298,7 @@ class Session:
 
     # ------------------------------------------------------------------ parts of the above
 
-    def _draw(self, u: int, t: int) -> list[list[Row]]:
+    def _draw(self, u: int, t: int) -> list[list[Record]]:
         """(B, K): draws for the prompts of iteration u; the policy is π_t before and after.
 
         Each comes from one of the iterates that the rule remembered, in equal shares by lot.
@@ -305,7 +307,7 @@ class Session:
         remembered, seed = self.parts.rule.remembered(u), self.config.seed
         lot = np.random.default_rng((seed, SHARES, u)).permutation(len(prompts) * k)
         iterate = np.array(remembered)[lot % len(remembered)]
-        drawn: list[Row] = [{}] * len(iterate)
+        drawn: list[Record] = [{}] * len(iterate)
         for s in sorted(set(remembered)):
             places = np.flatnonzero(iterate == s)
             with (
@@ -344,7 +346,7 @@ class Session:
             self._work("score", len(responses.rows)) as work,
         ):
             settings = self.config.sample
-            return score_responses(work, directory, self.parts.policy, responses, settings)
+            return add_log_probs(work, directory, self.parts.policy, responses, settings)
 
     def _under(self, t: int, s: int, responses: Responses) -> np.ndarray:
         """(B, K): log π_s of what iteration t trains on."""
@@ -359,7 +361,7 @@ class Session:
             self.history.acting(s, t),
         ):
             settings = self.config.sample
-            return score_under(work, directory, self.parts.policy, responses, settings)
+            return log_probs_under(work, directory, self.parts.policy, responses, settings)
 
     def _select(self, t: int, responses: Responses, how: str) -> tuple[Responses, np.ndarray]:
         """Best and worst of the K, where the best beats the worst, and what it wins."""

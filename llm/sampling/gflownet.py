@@ -54,7 +54,7 @@ from llm.config.schema import FittingConfig, GFlowNetConfig, SampleConfig
 from llm.policy.adapters import ADAPTER, ADAPTER_WEIGHTS
 from llm.policy.fitting import FitTrainer, training_arguments
 from llm.policy.loading import seeded
-from llm.policy.log_probs import Completion, response_logits, token_log_probs
+from llm.policy.log_probs import PromptResponse, response_logits, token_log_probs
 from llm.policy.model import Policy
 from llm.sampling.engine import Response
 from llm.sampling.transformers_engine import generate, sample, uniforms
@@ -194,11 +194,11 @@ def sample_gflownet(
     with sampling(policy):
         drawn = sample(policy, prompts, samples_per_prompt, settings, key=key)
         completions = [
-            Completion(prompt, response.token_ids)
+            PromptResponse(prompt, response.token_ids)
             for prompt, responses in zip(prompts, drawn, strict=True)
             for response in responses
         ]
-        logp = policy.score(
+        logp = policy.log_probs(
             completions, batch_size=settings.batch_size, temperature=settings.temperature
         )
     return drawn, logp.view(len(prompts), samples_per_prompt)
@@ -307,7 +307,7 @@ def _trajectories(
     rows: Sequence[tuple[int, Sequence[int]]],
     settings: SampleConfig,
     seed: Sequence[int],
-) -> tuple[list[Completion], torch.Tensor]:
+) -> tuple[list[PromptResponse], torch.Tensor]:
     """A response to each prompt, of q or of μ by turns, and (B,) which of them terminated."""
     drawn: dict[int, Response] = {}
     for turn, from_sampler in enumerate((True, False)):
@@ -317,7 +317,7 @@ def _trajectories(
             with policy.acting(from_sampler):
                 made = generate(policy, [prompt for _, prompt in own], random, settings)
             drawn |= {i: response for (i, _), response in zip(own, made, strict=True)}
-    completions = [Completion(prompt, drawn[i].token_ids) for i, prompt in rows]
+    completions = [PromptResponse(prompt, drawn[i].token_ids) for i, prompt in rows]
     finished = torch.tensor([drawn[i].finished for i, _ in rows], device=policy.device)
     return completions, finished
 

@@ -12,12 +12,12 @@ import torch
 
 from llm.config.schema import SampleConfig
 from llm.data.examples import Prompt
-from llm.policy.log_probs import Completion
+from llm.policy.log_probs import PromptResponse
 from llm.policy.model import Policy
 from llm.sampling.engine import Response
 from llm.sampling.transformers_engine import sample
 from llm.storage.chunks import Chunk, Work
-from llm.storage.files import Row
+from llm.storage.files import Record
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Responses:
     """B prompts with K responses each, as they are stored: a row per prompt."""
 
     prompts: Sequence[Prompt]
-    rows: Sequence[Row]
+    rows: Sequence[Record]
 
     @property
     def texts(self) -> list[list[str]]:
@@ -33,10 +33,10 @@ class Responses:
         return [row["responses"] for row in self.rows]
 
     @property
-    def completions(self) -> list[list[Completion]]:
+    def completions(self) -> list[list[PromptResponse]]:
         """B × K, as token ids."""
         return [
-            [Completion(prompt.token_ids, tokens) for tokens in row["tokens"]]
+            [PromptResponse(prompt.token_ids, tokens) for tokens in row["tokens"]]
             for prompt, row in zip(self.prompts, self.rows, strict=True)
         ]
 
@@ -110,7 +110,7 @@ def sample_responses(
     """
     draw = draw or policy_draw(policy, settings, adapter)
 
-    def compute(chunk: Chunk) -> list[Row]:
+    def compute(chunk: Chunk) -> list[Record]:
         asked = prompts[chunk.slice]
         rows = _drawn(work, draw, asked, samples, (*key, chunk.index))
         return _score(work, policy, asked, rows, settings, adapter)
@@ -118,9 +118,9 @@ def sample_responses(
     return Responses(prompts, work.run(directory, len(prompts), compute))
 
 
-def beside_answers(prompts: Sequence[Prompt], drawn: Sequence[Sequence[Row]]) -> Responses:
+def beside_answers(prompts: Sequence[Prompt], drawn: Sequence[Sequence[Record]]) -> Responses:
     """Per prompt its answers of the data, then what was drawn for it; not scored."""
-    rows: list[Row] = [
+    rows: list[Record] = [
         {
             "prompt": prompt.text,
             "responses": [*prompt.answer_texts, *(row["responses"][0] for row in own)],
@@ -133,16 +133,16 @@ def beside_answers(prompts: Sequence[Prompt], drawn: Sequence[Sequence[Row]]) ->
 
 def draw_responses(
     work: Work, directory: Path, draw: Draw, prompts: Sequence[Prompt], key: Sequence[int]
-) -> list[Row]:
+) -> list[Record]:
     """One response per prompt, not scored."""
 
-    def compute(chunk: Chunk) -> list[Row]:
+    def compute(chunk: Chunk) -> list[Record]:
         return _drawn(work, draw, prompts[chunk.slice], 1, (*key, chunk.index))
 
     return work.run(directory, len(prompts), compute)
 
 
-def score_responses(
+def add_log_probs(
     work: Work,
     directory: Path,
     policy: Policy,
@@ -151,14 +151,14 @@ def score_responses(
 ) -> Responses:
     """Responses from wherever, with log π_t and log μ of each."""
 
-    def compute(chunk: Chunk) -> list[Row]:
+    def compute(chunk: Chunk) -> list[Record]:
         asked, rows = responses.prompts[chunk.slice], responses.rows[chunk.slice]
         return _score(work, policy, asked, rows, settings)
 
     return Responses(responses.prompts, work.run(directory, len(responses.rows), compute))
 
 
-def score_under(
+def log_probs_under(
     work: Work,
     directory: Path,
     policy: Policy,
@@ -167,7 +167,7 @@ def score_under(
 ) -> np.ndarray:
     """(B, K): log-probabilities under what the policy is now, a past iterate."""
 
-    def compute(chunk: Chunk) -> list[Row]:
+    def compute(chunk: Chunk) -> list[Record]:
         part = Responses(responses.prompts[chunk.slice], responses.rows[chunk.slice])
         return [{"logp": values} for values in _log_probs(work, policy, part, settings, True)]
 
@@ -177,10 +177,10 @@ def score_under(
 
 def _drawn(
     work: Work, draw: Draw, asked: Sequence[Prompt], samples: int, key: Sequence[int]
-) -> list[Row]:
+) -> list[Record]:
     began = time.perf_counter()
     drawn, proposal = draw([prompt.token_ids for prompt in asked], samples, key)
-    rows: list[Row] = [
+    rows: list[Record] = [
         {
             "prompt": prompt.text,
             "responses": [response.text for response in row],
@@ -200,10 +200,10 @@ def _score(
     work: Work,
     policy: Policy,
     asked: Sequence[Prompt],
-    rows: Sequence[Row],
+    rows: Sequence[Record],
     settings: SampleConfig,
     adapter: bool = True,
-) -> list[Row]:
+) -> list[Record]:
     part = Responses(asked, rows)
     own = _log_probs(work, policy, part, settings, adapter)
     reference = _log_probs(work, policy, part, settings, False)
@@ -219,7 +219,7 @@ def _log_probs(
     """B × K."""
     began = time.perf_counter()
     flat = [completion for row in responses.completions for completion in row]
-    scored = policy.score(
+    scored = policy.log_probs(
         flat, batch_size=settings.batch_size, adapter=adapter, temperature=settings.temperature
     )
     work.count("tokens scored", sum(map(len, flat)), time.perf_counter() - began)

@@ -18,7 +18,7 @@ import torch
 from transformers import LogitsProcessor
 
 from llm.config.schema import SampleConfig
-from llm.policy.log_probs import LOGIT_CHUNK, Completion, response_logits, token_log_probs
+from llm.policy.log_probs import LOGIT_CHUNK, PromptResponse, response_logits, token_log_probs
 from llm.policy.model import Policy
 from llm.sampling.engine import Response
 from llm.sampling.transformers_engine import sample
@@ -47,11 +47,11 @@ def sample_token_mixture(
         processors=lambda batch: [MixWithReference(policy, batch["attention_mask"], share)],
     )
     completions = [
-        Completion(prompt, response.token_ids)
+        PromptResponse(prompt, response.token_ids)
         for prompt, responses in zip(prompts, drawn, strict=True)
         for response in responses
     ]
-    logp = score_token_mixture(
+    logp = token_mixture_log_probs(
         policy,
         completions,
         share,
@@ -62,9 +62,9 @@ def sample_token_mixture(
 
 
 @torch.no_grad()
-def score_token_mixture(
+def token_mixture_log_probs(
     policy: Policy,
-    completions: Sequence[Completion],
+    completions: Sequence[PromptResponse],
     share: float,
     *,
     batch_size: int,
@@ -72,7 +72,7 @@ def score_token_mixture(
 ) -> torch.Tensor:
     """N completions -> (N,) on the CPU: log q, in batches by length.
 
-    From the same logits as `Policy.score`, so that log π_θ and log μ go with it in weights.
+    From the same logits as `Policy.log_probs`, so that log π_θ and log μ go with it in weights.
     """
 
     def log_probs(batch: dict[str, torch.Tensor]) -> torch.Tensor:

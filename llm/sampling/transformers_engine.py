@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from llm.config.schema import SampleConfig
-from llm.policy.log_probs import Completion
+from llm.policy.log_probs import PromptResponse
 from llm.policy.model import Policy
 from llm.sampling.engine import Response
 
@@ -73,7 +73,7 @@ def generate(
     processors: Processors = lambda batch: (),
 ) -> list[Response]:
     """B prompts, (B, T) uniform numbers -> a response each of the policy as it acts; one batch."""
-    batch = policy.collate([Completion(prompt, ()) for prompt in prompts])
+    batch = policy.collate([PromptResponse(prompt, ()) for prompt in prompts])
     width = batch["input_ids"].shape[1]
     draw = LogitsProcessorList(processors(batch))
     if settings.temperature != 1:

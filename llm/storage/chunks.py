@@ -13,7 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from llm.storage.files import Row, read_rows, write_rows
+from llm.storage.files import Record, read_rows, write_rows
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,10 @@ class World:
 def run_stage(
     directory: Path,
     work: Sequence[Chunk],
-    compute: Callable[[Chunk], Sequence[Row]],
+    compute: Callable[[Chunk], Sequence[Record]],
     world: World,
     on_chunk: Callable[[Chunk], object] = lambda chunk: None,
-) -> list[Row]:
+) -> list[Record]:
     """The rows of all chunks in order: those that are stored as they are, the others computed."""
     for chunk in work[world.rank :: world.size]:
         path = directory / f"{chunk.index:05d}.jsonl"
@@ -117,8 +117,8 @@ class Work:
     count: Callable[[str, int, float], object] = lambda what, amount, seconds: None
 
     def run(
-        self, directory: Path, prompts: int, compute: Callable[[Chunk], Sequence[Row]]
-    ) -> list[Row]:
+        self, directory: Path, prompts: int, compute: Callable[[Chunk], Sequence[Record]]
+    ) -> list[Record]:
         """The rows of that many prompts, in order."""
         return run_stage(
             directory,

@@ -27,7 +27,7 @@ from pathlib import Path
 from games.errors import InputError
 from llm.config.loading import differences, load_config, to_yaml
 from llm.config.schema import TrainConfig
-from llm.storage.files import Row, read_json, read_rows, write_rows, write_text
+from llm.storage.files import Record, read_json, read_rows, write_rows, write_text
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ class RunDirectory:
         """The directory of iteration t = 0, 1, …"""
         return self.path / "iterations" / f"{t:03d}"
 
-    def metrics(self) -> list[Row]:
+    def metrics(self) -> list[Record]:
         """The lines of metrics.jsonl."""
         return read_rows(self.path / "metrics.jsonl")
 
-    def add_metrics(self, row: Row) -> None:
+    def add_metrics(self, row: Record) -> None:
         """Adds a line, unless the line of that iteration is there."""
         rows = self.metrics()
         if all(old["iteration"] != row["iteration"] for old in rows):
@@ -73,7 +73,7 @@ class RunDirectory:
         return [path for path in adapters if not (path / "adapter_model.safetensors").is_file()]
 
     @contextmanager
-    def started(self, config: TrainConfig, provenance: Row) -> Iterator[None]:
+    def started(self, config: TrainConfig, provenance: Record) -> Iterator[None]:
         """Makes the directory, writes who runs what, and keeps a second run out.
 
         The lock dies with the process. Raises InputError where another holds it.

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-Row = dict[str, Any]
+Record = dict[str, Any]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -39,12 +39,12 @@ def write_directory(path: Path, write: Callable[[Path], object]) -> None:
     _flush_directory(path.parent)
 
 
-def write_rows(path: Path, rows: Iterable[Row]) -> None:
+def write_rows(path: Path, rows: Iterable[Record]) -> None:
     """JSON lines; a float comes back as it was, to the bit."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[Record]:
     """What `write_rows` wrote; no file, no rows."""
     if not path.exists():
         return []

@@ -10,12 +10,12 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-from llm.storage.files import Row
+from llm.storage.files import Record
 
 PACKAGES = ("nashplay", "torch", "transformers", "peft", "accelerate", "numpy", "safetensors")
 
 
-def provenance() -> Row:
+def provenance() -> Record:
     """All of it, as JSON can hold it."""
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -28,7 +28,7 @@ def provenance() -> Row:
     }
 
 
-def hardware() -> Row:
+def hardware() -> Record:
     """The machine, as far as speed depends on it."""
     import torch
 
