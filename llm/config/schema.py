@@ -113,6 +113,9 @@ class SampleConfig(Section):
 
     prefix: ClassVar[str] = "sample."
     max_new_tokens: int = knob("tokens of a response, its EOS included", 512, at_least=1)
+    engine: str = knob(
+        "engine that generates responses: transformers, or package.module:object", "transformers"
+    )
     distribution: str = knob(
         "training responses are drawn from the policy, or from its geometric mixture with μ in the "
         "rule's share, mixed token by token or sampled by a GFlowNet",

@@ -22,7 +22,8 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 BASE_MODEL_RECORD = "base_model.json"
 
 
-def _new_adapter(lora: LoraSettings) -> LoraConfig:
+def new_adapter_config(lora: LoraSettings) -> LoraConfig:
+    """peft's configuration of a new adapter."""
     targets = lora.target_modules
     return LoraConfig(
         task_type="CAUSAL_LM",
@@ -34,7 +35,8 @@ def _new_adapter(lora: LoraSettings) -> LoraConfig:
     )
 
 
-def _given_adapter(directory: str, lora: LoraSettings) -> LoraConfig:
+def read_adapter_config(directory: str, lora: LoraSettings) -> LoraConfig:
+    """peft's configuration of a stored adapter. Raises InputError unless it is a plain LoRA."""
     path = Path(directory) / "adapter_config.json"
     if not path.is_file():
         raise InputError(f"model.adapter={directory}: holds no {path.name}; give a LoRA adapter")
@@ -55,7 +57,8 @@ def _given_adapter(directory: str, lora: LoraSettings) -> LoraConfig:
     return config
 
 
-def _wrap(base, config: LoraConfig) -> PeftModel:
+def add_adapter(base, config: LoraConfig) -> PeftModel:
+    """The base model with a new adapter. Raises InputError for unknown target modules."""
     with warnings.catch_warnings():
         # GPT-2 stores its linear layers transposed; peft sees it and says so.
         warnings.filterwarnings("ignore", "fan_in_fan_out is set to False")
@@ -83,7 +86,7 @@ def _train_in_float32(module: torch.nn.Linear) -> None:
     module.register_forward_hook(lambda _, inputs, output: output.to(outside))
 
 
-def _check_base(directory: str | Path, base: dict[str, str]) -> None:
+def check_base(directory: str | Path, base: dict[str, str]) -> None:
     """Refuses an adapter of another base: by fingerprint, or by name where peft alone wrote it."""
     record = Path(directory) / BASE_MODEL_RECORD
     if record.is_file():

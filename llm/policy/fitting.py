@@ -29,7 +29,7 @@ from llm.policy.model import Policy
 from llm.storage.chunks import World
 from solvers.fits import Fit, Items, direct_forward_kl
 
-WHOLE = "whole"  # a file in a Trainer checkpoint, written last
+COMPLETE = "whole"  # a file in a Trainer checkpoint, written last
 
 
 @dataclass(frozen=True)
@@ -151,14 +151,14 @@ class _Checkpoints(TrainerCallback):
             for file in directory.iterdir():
                 with file.open("rb") as stream:
                     os.fsync(stream.fileno())
-            (directory / WHOLE).touch()
+            (directory / COMPLETE).touch()
 
 
-def last_whole_checkpoint(directory: Path, world: World) -> str | None:
+def last_complete_checkpoint(directory: Path, world: World) -> str | None:
     """The latest checkpoint that was written to its end; those that were cut are removed."""
     if world.is_main:
         for checkpoint in directory.glob("checkpoint-*"):
-            if not (checkpoint / WHOLE).exists():
+            if not (checkpoint / COMPLETE).exists():
                 shutil.rmtree(checkpoint)
     world.barrier()
     steps = [int(path.name.split("-")[1]) for path in directory.glob("checkpoint-*")]
@@ -240,6 +240,7 @@ def fit_policy(
     Continues from the last whole checkpoint under `directory`. Raises FloatingPointError where the
     loss is no number any more.
     """
+    policy.adapter = None  # the weights are about to change
     ordered = InOrder.shuffled(rows, settings.batch_size, settings.epochs, seed)
     dtype = torch.promote_types(policy.model.dtype, torch.float32)
     lam = None if rows.from_base is None else rows.from_base[1]
@@ -252,7 +253,7 @@ def fit_policy(
         loss=lambda model, batch: batch_loss(model, batch, fit, temperature, lam),
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=last_whole_checkpoint(directory, world))
+    trainer.train(resume_from_checkpoint=last_complete_checkpoint(directory, world))
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     if not all(map(math.isfinite, losses)):
         raise FloatingPointError(

@@ -29,7 +29,7 @@ DTYPES = {
 }
 
 
-MENDS = {
+HINTS = {
     "model.path": "a directory or hub name with config.json, tokenizer and safetensors weights",
     "model.random_from_config": "a directory with a config.json of a causal language model",
     "model.adapter": "a directory with a LoRA adapter as peft saves it",
@@ -53,10 +53,11 @@ def naming_field(key: str, path: str | Path) -> Iterator[None]:
         raise
     except Exception as error:  # the libraries raise OSError, ValueError, KeyError, SafetensorError
         said = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"{key}={path}: cannot be read ({said[0]}); give {MENDS[key]}") from error
+        raise InputError(f"{key}={path}: cannot be read ({said[0]}); give {HINTS[key]}") from error
 
 
-def _device(name: str | None) -> torch.device:
+def model_device(name: str | None) -> torch.device:
+    """The device of that name; None: a GPU where there is one. Raises InputError."""
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
@@ -64,7 +65,8 @@ def _device(name: str | None) -> torch.device:
     return torch.device(name)
 
 
-def _load_model(settings: ModelConfig, config: PreTrainedConfig, device: torch.device):
+def load_base_model(settings: ModelConfig, config: PreTrainedConfig, device: torch.device):
+    """The causal LM of `model.path`. Raises InputError where weights are missing."""
     # Placed while it is read, so that a large model is never whole in host memory. A device map
     # that names the CPU would make peft put hooks on every module, so there is none there.
     device_map = None if device.type == "cpu" else {"": device}
@@ -90,9 +92,15 @@ def _load_model(settings: ModelConfig, config: PreTrainedConfig, device: torch.d
     return model
 
 
-def _random_model(settings: ModelConfig, config: PreTrainedConfig, device: torch.device, seed: int):
+def random_base_model(
+    settings: ModelConfig, config: PreTrainedConfig, device: torch.device, seed: int
+):
+    """A causal LM of that configuration with random weights."""
     if settings.load_in_4bit:
-        raise InputError("model.load_in_4bit: quantises weights, model.random_from_config has none")
+        raise InputError(
+            "model.load_in_4bit: quantizes stored weights; leave it out with "
+            "model.random_from_config"
+        )
     dtype = DTYPES[settings.dtype] if settings.dtype != "auto" else config.dtype or torch.float32
     with seeded(seed, device), device:
         return AutoModelForCausalLM.from_config(
@@ -119,7 +127,7 @@ def _four_bit(settings: ModelConfig, device: torch.device) -> BitsAndBytesConfig
     )
 
 
-def _switch_off_dropout(model: torch.nn.Module) -> None:
+def disable_dropout(model: torch.nn.Module) -> None:
     """train() then leaves every distribution as it is, so that pi_theta starts at pi_t."""
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -129,7 +137,7 @@ def _switch_off_dropout(model: torch.nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def _stop_ids(model, tokenizer, path: str | Path) -> tuple[int, ...]:
+def stop_token_ids(model, tokenizer, path: str | Path) -> tuple[int, ...]:
     """Tokens that end a response: the tokenizer's EOS and those of generation_config.json."""
     named = model.generation_config.eos_token_id
     ids = {named} if isinstance(named, int) else set(named or ())
@@ -143,7 +151,7 @@ def _stop_ids(model, tokenizer, path: str | Path) -> tuple[int, ...]:
     return tuple(sorted(ids))
 
 
-def _pad_token_id(model, tokenizer, stop_ids: tuple[int, ...], path: str) -> int:
+def padding_token_id(model, tokenizer, stop_ids: tuple[int, ...], path: str) -> int:
     """A token with an embedding to pad with; masks hide it. Refuses other tokens without one."""
     rows = model.get_input_embeddings().weight.shape[0]
     pad = tokenizer.pad_token_id
@@ -160,7 +168,7 @@ def _pad_token_id(model, tokenizer, stop_ids: tuple[int, ...], path: str) -> int
     return stop_ids[0]
 
 
-def _fingerprint(path: str) -> str:
+def fingerprint_of(path: str) -> str:
     """Hash of a checkpoint's tensor names, shapes and some of their values, wherever it lies."""
     directory = Path(str(cached_file(path, "config.json"))).parent
     digest = hashlib.sha256()
@@ -174,6 +182,7 @@ def _fingerprint(path: str) -> str:
     return digest.hexdigest()
 
 
-def _random_fingerprint(config: PreTrainedConfig, seed: int) -> str:
+def random_fingerprint(config: PreTrainedConfig, seed: int) -> str:
+    """What identifies a model of `random_base_model`."""
     settings = config.to_dict() | {"transformers_version": None, "seed": seed}
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()

@@ -24,29 +24,33 @@ from llm.policy.adapters import (
     ADAPTER,
     ADAPTER_WEIGHTS,
     BASE_MODEL_RECORD,
-    _check_base,
-    _given_adapter,
-    _new_adapter,
-    _wrap,
+    add_adapter,
+    check_base,
+    new_adapter_config,
+    read_adapter_config,
 )
 from llm.policy.loading import (
-    _device,
-    _fingerprint,
-    _load_model,
-    _pad_token_id,
-    _random_fingerprint,
-    _random_model,
-    _stop_ids,
-    _switch_off_dropout,
+    disable_dropout,
+    fingerprint_of,
+    load_base_model,
+    model_device,
     naming_field,
+    padding_token_id,
+    random_base_model,
+    random_fingerprint,
     seeded,
+    stop_token_ids,
 )
 from llm.policy.log_probs import PromptResponse, collate, sequence_log_probs
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Policy:
-    """A base model with a LoRA adapter: π_θ with the adapter on, μ exactly with it off."""
+    """A base model with a LoRA adapter: π_θ with the adapter on, μ exactly with it off.
+
+    `adapter` is the directory that the adapter's weights were last read from or written to; None
+    for weights that are stored nowhere: a new adapter, or one in training.
+    """
 
     model: PeftModel
     tokenizer: PreTrainedTokenizerBase
@@ -54,6 +58,7 @@ class Policy:
     pad_token_id: int
     context_length: int | None
     base: dict[str, str]
+    adapter: Path | None = None
 
     @classmethod
     def load(
@@ -66,7 +71,7 @@ class Policy:
         Of `lora`, a given adapter takes the dropout alone. Raises InputError naming the field.
         """
         lora = lora or LoraSettings()
-        device = _device(settings.device)
+        device = model_device(settings.device)
         remote = {"trust_remote_code": settings.trust_remote_code}
         shape = settings.random_from_config
         source = shape or settings.path
@@ -75,20 +80,21 @@ class Policy:
         with naming_field("model.path", settings.path):
             tokenizer = AutoTokenizer.from_pretrained(settings.path, **remote)
         if shape is None:
-            base = _load_model(settings, config, device)
-            fingerprint = _fingerprint(settings.path)
+            base = load_base_model(settings, config, device)
+            fingerprint = fingerprint_of(settings.path)
         else:
-            base = _random_model(settings, config, device, seed)
-            fingerprint = _random_fingerprint(config, seed)
-        stop_ids = _stop_ids(base, tokenizer, settings.path)
-        pad_token_id = _pad_token_id(base, tokenizer, stop_ids, settings.path)
+            base = random_base_model(settings, config, device, seed)
+            fingerprint = random_fingerprint(config, seed)
+        stop_ids = stop_token_ids(base, tokenizer, settings.path)
+        pad_token_id = padding_token_id(base, tokenizer, stop_ids, settings.path)
         base.generation_config = GenerationConfig()
-        _switch_off_dropout(base)
+        disable_dropout(base)
 
         given = settings.adapter
-        lora_config = _new_adapter(lora) if given is None else _given_adapter(given, lora)
+        new = given is None
+        lora_config = new_adapter_config(lora) if new else read_adapter_config(given, lora)
         with seeded(seed, device):
-            model = _wrap(base, lora_config)
+            model = add_adapter(base, lora_config)
         policy = cls(
             model=model,
             tokenizer=tokenizer,
@@ -118,6 +124,23 @@ class Policy:
                     yield
         finally:
             self.model.train(training)
+
+    @contextmanager
+    def using(self, adapter: Path | None) -> Iterator[None]:
+        """Inside, π_θ has the weights of that directory; afterwards those that it had.
+
+        None leaves it as it is: the base model is not changed by any adapter. Raises RuntimeError
+        where the present weights are stored nowhere, so that they would be lost.
+        """
+        before = self.adapter
+        if adapter is None or adapter == before:
+            yield
+            return
+        if before is None:
+            raise RuntimeError("the adapter's weights are not saved and would be lost")
+        self.load_adapter(adapter)
+        yield
+        self.load_adapter(before)
 
     def collate(self, completions: Sequence[PromptResponse]) -> dict[str, torch.Tensor]:
         """B completions -> a batch on the model's device; refuses what the context cannot hold."""
@@ -189,7 +212,7 @@ class Policy:
 
         Raises InputError when they are missing, unreadable, of another shape or of another base.
         """
-        _check_base(directory, self.base)
+        check_base(directory, self.base)
         path = Path(directory) / ADAPTER_WEIGHTS
         if not path.is_file():
             raise InputError(f"{path}: no such file; an adapter is read from safetensors only")
@@ -202,3 +225,4 @@ class Policy:
                 "give the base model that the adapter was trained on, and the same lora settings"
             )
         set_peft_model_state_dict(self.model, weights)
+        self.adapter = Path(directory)

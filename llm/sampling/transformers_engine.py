@@ -1,8 +1,14 @@
-"""Sampling responses from exactly the distribution that `Policy.log_probs` scores."""
+"""The default engine: transformers' generate on the policy's own weights.
+
+Responses come from exactly the distribution that `Policy.log_probs` evaluates, each with a stream
+of random numbers of its own.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,8 +27,38 @@ from llm.policy.log_probs import PromptResponse
 from llm.policy.model import Policy
 from llm.sampling.engine import Response
 
-# Of a batch of `collate`, the processors of its logits.
+# (a batch of `collate`) -> the logits processors for it
 Processors = Callable[[Mapping[str, torch.Tensor]], Sequence[LogitsProcessor]]
+
+
+@dataclass(frozen=True)
+class TransformersEngine:
+    """Samples with the policy in memory, whose adapter is switched to the one asked for."""
+
+    policy: Policy
+    settings: SampleConfig
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        samples_per_prompt: int,
+        *,
+        adapter: Path | None,
+        key: Sequence[int],
+    ) -> list[list[Response]]:
+        """See `Engine.sample`. Raises InputError when prompt and response exceed the context."""
+        with self.policy.using(adapter):
+            return sample(
+                self.policy,
+                prompts,
+                samples_per_prompt,
+                self.settings,
+                key=key,
+                adapter=adapter is not None,
+            )
+
+    def release(self) -> None:
+        """Nothing to free: the weights are the policy's."""
 
 
 @torch.no_grad()
@@ -38,8 +74,8 @@ def sample(
 ) -> list[list[Response]]:
     """Token ids of B prompts -> B lists of K independent responses of π_θ (of μ: no adapter).
 
-    `key`: whole numbers that name the random numbers, such as (seed, iteration, chunk). Each
-    response has a stream of its own, so the batches, the process and the order do not matter.
+    `key`: integers that seed the random numbers, such as (seed, iteration, chunk). Each response
+    has a stream of its own, so that it does not depend on batch size, process or order.
     `processors` change the logits of a batch before temperature and truncation do.
     Raises InputError when prompt and response do not fit the context.
     """
