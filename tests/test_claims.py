@@ -459,7 +459,7 @@ def test_table_names_paper_equation_and_verdict(few):
         ({"reference": "mu.txt"}, "--game"),
         ({"kind": "skew"}, "--game"),
         ({"game": "matching_pennies"}, "symmetric"),
-        ({"game": "nosuchgame"}, "no game is named"),
+        ({"game": "nosuchgame"}, "unknown game"),
         ({"game": "flat.csv"}, "all payoffs are equal"),
         ({"plot": Path("claims.txt")}, ".png"),
     ],
