@@ -99,7 +99,8 @@ def cases(setting: Setting, n: int = 4) -> Case:
 def by_hand() -> Case:
     """Two actions: P(y¹ ≻ y²) = 0.9, μ uniform, π_t = (0.8, 0.2), π_θ = (0.6, 0.4), τ = η = ½.
 
-    Derivatives are with respect to the first logit, where E_{π_θ}[∇log π_θ a] = π_θ(y¹)π_θ(y²)(a₁ − a₂).
+    Derivatives are with respect to the first logit, where
+    E_{π_θ}[∇log π_θ a] = π_θ(y¹)π_θ(y²)(a₁ − a₂).
     """
     logs = np.log([[0.6, 0.4], [0.8, 0.2], [0.5, 0.5]])
     return Case(np.array([[0.5, 0.9], [0.1, 0.5]]), *logs, eta=0.5, tau=0.5)
@@ -107,9 +108,9 @@ def by_hand() -> Case:
 
 HAND = (
     "Two actions, P(y¹≻y²) = 0.9, μ = (½, ½), π_t = (0.8, 0.2), πθ = (0.6, 0.4), τ = η = ½; "
-    "derivatives by the first logit. There E_πθ[∇log πθ·a] = 0.24(a₁ − a₂), E_πt[∇log πθ·a] = 0.32a₁ − 0.12a₂; "
-    "P(y≻π_t) = (0.58, 0.18), A = P(y≻π_t^μ) − ½ = (0.1045, −0.2955), log πθ/π_t = (−0.2877, "
-    "0.6931), log πθ/μ = (0.1823, −0.2231), log π_t/μ = (0.4700, −0.9163)."
+    "derivatives by the first logit. There E_πθ[∇log πθ·a] = 0.24(a₁ − a₂), E_πt[∇log πθ·a] = "
+    "0.32a₁ − 0.12a₂; P(y≻π_t) = (0.58, 0.18), A = P(y≻π_t^μ) − ½ = (0.1045, −0.2955), log πθ/π_t "
+    "= (−0.2877, 0.6931), log πθ/μ = (0.1823, −0.2231), log π_t/μ = (0.4700, −0.9163)."
 )
 KINDS = ("preference", "skew")
 
