@@ -533,7 +533,11 @@ def test_what_cannot_go_together_is_refused(tmp_path, capsys, monkeypatch, words
     ("config", "words", "said"),
     [
         ("embedded-game", [], "no embedding for an end-of-sequence token"),
-        ("embedded-text", ["gflownet.micro_batch_size=3"], "gflownet.batch_size=64 is no multiple"),
+        (
+            "embedded-text",
+            ["gflownet.micro_batch_size=3"],
+            "gflownet.batch_size=64 is not a multiple",
+        ),
         ("embedded-text", ["gflownet.samples=1", "gflownet.epochs=1"], "prompts make only 8 "),
     ],
 )

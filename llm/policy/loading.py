@@ -1,4 +1,4 @@
-"""TODO llm.policy.loading."""
+"""Loading the base model and what identifies it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ HINTS = {
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """torch's global generators restart from `seed` inside, and go on outside as if nothing was."""
+    """Inside, torch's global generators start from `seed`; afterwards they have their old state."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
@@ -46,7 +46,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def naming_field(key: str, path: str | Path) -> Iterator[None]:
-    """Turns what a library says of an unreadable checkpoint into one line that names the key."""
+    """Turns a library's error about a checkpoint into one line that names the field."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -67,8 +67,8 @@ def model_device(name: str | None) -> torch.device:
 
 def load_base_model(settings: ModelConfig, config: PreTrainedConfig, device: torch.device):
     """The causal LM of `model.path`. Raises InputError where weights are missing."""
-    # Placed while it is read, so that a large model is never whole in host memory. A device map
-    # that names the CPU would make peft put hooks on every module, so there is none there.
+    # Weights are placed while they are read, so that a large model is never held in host memory.
+    # There is no device map for the CPU: peft would put hooks on every module.
     device_map = None if device.type == "cpu" else {"": device}
     with naming_field("model.path", settings.path):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -87,7 +87,7 @@ def load_base_model(settings: ModelConfig, config: PreTrainedConfig, device: tor
         absent = sorted(report["missing_keys"])
         raise InputError(
             f"model.path={settings.path}: {len(absent)} weights are missing ({absent[0]}, ...) and "
-            "would be filled at random; give a complete checkpoint of a causal language model"
+            "would be initialized at random; give a complete checkpoint of a causal language model"
         )
     return model
 
@@ -128,7 +128,7 @@ def _four_bit(settings: ModelConfig, device: torch.device) -> BitsAndBytesConfig
 
 
 def disable_dropout(model: torch.nn.Module) -> None:
-    """train() then leaves every distribution as it is, so that pi_theta starts at pi_t."""
+    """Sets every dropout probability to 0, so that π_θ in training mode starts at π_t."""
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -145,17 +145,20 @@ def stop_token_ids(model, tokenizer, path: str | Path) -> tuple[int, ...]:
         ids.add(tokenizer.eos_token_id)
     if not ids:
         raise InputError(
-            f"model.path={path}: no EOS token, so no response would ever end; "
-            'name one as "eos_token" in its tokenizer_config.json'
+            f"model.path={path}: no EOS token, so no response would end; "
+            'set "eos_token" in its tokenizer_config.json'
         )
     return tuple(sorted(ids))
 
 
 def padding_token_id(model, tokenizer, stop_ids: tuple[int, ...], path: str) -> int:
-    """A token with an embedding to pad with; masks hide it. Refuses other tokens without one."""
+    """A padding token that has an embedding; masks exclude it.
+
+    Raises InputError if any other token has no embedding.
+    """
     rows = model.get_input_embeddings().weight.shape[0]
     pad = tokenizer.pad_token_id
-    # Many a checkpoint has had PAD put into its tokenizer later, past the last embedding.
+    # In many checkpoints PAD was added to the tokenizer later, beyond the last embedding.
     largest = max(set(tokenizer.get_vocab().values()) - {pad})
     if largest >= rows:
         raise InputError(
@@ -164,12 +167,12 @@ def padding_token_id(model, tokenizer, stop_ids: tuple[int, ...], path: str) -> 
         )
     if pad is not None and pad < rows:
         return pad
-    logger.info("model.path=%s has no PAD token: EOS pads in its place", path)
+    logger.info("model.path=%s has no PAD token: EOS is used for padding", path)
     return stop_ids[0]
 
 
 def fingerprint_of(path: str) -> str:
-    """Hash of a checkpoint's tensor names, shapes and some of their values, wherever it lies."""
+    """Hash of a checkpoint's tensor names, shapes and some values, independent of its location."""
     directory = Path(str(cached_file(path, "config.json"))).parent
     digest = hashlib.sha256()
     window = 2**16

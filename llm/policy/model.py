@@ -66,9 +66,9 @@ class Policy:
     ) -> Policy:
         """The causal LM of `settings` with a new adapter, drawn from `seed`, or a given one.
 
-        The checkpoint's dropouts and its generation defaults are switched off, so that what is
-        sampled, recorded and trained is one distribution. Weights are read from safetensors only.
-        Of `lora`, a given adapter takes the dropout alone. Raises InputError naming the field.
+        Dropout and the checkpoint's generation defaults are disabled, so that sampling, recorded
+        log-probabilities and training use one distribution. Weights are read from safetensors
+        only. A given adapter uses only the dropout of `lora`. Raises InputError naming the field.
         """
         lora = lora or LoraSettings()
         device = model_device(settings.device)
@@ -143,7 +143,10 @@ class Policy:
         self.load_adapter(before)
 
     def collate(self, completions: Sequence[PromptResponse]) -> dict[str, torch.Tensor]:
-        """B completions -> a batch on the model's device; refuses what the context cannot hold."""
+        """B completions -> a batch on the model's device.
+
+        Raises InputError if one exceeds the context length.
+        """
         self.check_length(max(len(completion) for completion in completions))
         batch = collate(completions, self.pad_token_id)
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
@@ -166,7 +169,7 @@ class Policy:
         adapter: bool = True,
         temperature: float = 1.0,
     ) -> torch.Tensor:
-        """N completions -> (N,) on the CPU: log-probabilities to record, in batches by length."""
+        """N completions -> (N,) on the CPU: log-probabilities without gradients."""
         with self.acting(adapter):
             return self.in_batches(
                 completions,
@@ -180,7 +183,7 @@ class Policy:
         batch_size: int,
         values: Callable[[dict[str, torch.Tensor]], torch.Tensor],
     ) -> torch.Tensor:
-        """N completions -> (N,) on the CPU: what `values` makes, (B,), of batches by length."""
+        """N completions -> (N,) on the CPU: `values(batch) -> (B,)` over batches by length."""
         order = sorted(range(len(completions)), key=lambda i: len(completions[i]))
         recorded = [0.0] * len(completions)
         for first in range(0, len(order), batch_size):
@@ -200,22 +203,22 @@ class Policy:
             )
 
     def save_adapter(self, directory: str | Path) -> None:
-        """Writes the adapter in peft's layout, with a record of the base that it belongs to."""
-        # The hub is asked about the vocabulary size unless the embedding layers are ruled out.
+        """Writes the adapter in peft's layout, with a record of its base model."""
+        # peft would ask the hub for the vocabulary size if embedding layers were not excluded.
         self.model.save_pretrained(
             str(directory), selected_adapters=[ADAPTER], save_embedding_layers=False
         )
         (Path(directory) / BASE_MODEL_RECORD).write_text(json.dumps(self.base, indent=1) + "\n")
 
     def load_adapter(self, directory: str | Path) -> None:
-        """Puts the weights that `save_adapter` (or peft) wrote into this policy's adapter.
+        """Loads the weights that `save_adapter` (or peft) wrote.
 
-        Raises InputError when they are missing, unreadable, of another shape or of another base.
+        Raises InputError if they are missing, unreadable, of another shape or of another base.
         """
         check_base(directory, self.base)
         path = Path(directory) / ADAPTER_WEIGHTS
         if not path.is_file():
-            raise InputError(f"{path}: no such file; an adapter is read from safetensors only")
+            raise InputError(f"{path}: no such file; adapters are read from safetensors only")
         with naming_field("model.adapter", directory):
             weights = load_file(path)
         expected = get_peft_model_state_dict(self.model, save_embedding_layers=False)
