@@ -1,37 +1,38 @@
-"""Recipes side by side on a model: `python -m llm.compare`.
+"""Comparing recipes on one model: `python -m llm.compare`.
 
-Every recipe of llm/recipes.yaml changes rule and fit of one base configuration. All train from the
-same start, on the same prompts, with the same judge and seed, each in a run directory of its own,
-output_dir/RECIPE; the same command continues what was stopped. Then one table, the win rates of the
-final policies against each other, comparison.json and comparison.png.
+Every recipe of llm/config/recipes.yaml replaces rule and fit of one base configuration. All
+recipes train from the same start, on the same prompts, with the same judge and seed, each in a run
+directory of its own, output_dir/RECIPE; the same command resumes an interrupted comparison. The
+result is a table, the win rates of the final policies against each other, comparison.json and
+comparison.png.
 
-Held equal is what costs: nobody generates more than `budget.tokens` tokens in training, nobody asks
-the judge about more than `budget.comparisons` pairs of responses (both orders of a pair are one).
-What a GFlowNet draws for its own training is not counted.
-Unless given they are what the base configuration takes at most: iterations × prompts × K responses
-of sample.max_new_tokens each, and all K(K − 1)/2 pairs of each prompt. A recipe then trains for as
-many whole iterations as surely fit into both, so that one with K = 8 gets 5/8 of the iterations
-that K = 5 gets, although its tournament asks for 11 pairs instead of 28: tokens bind. One that asks
-for no pairs is bound by tokens alone, one that generates nothing takes the base's `iterations`.
-Under a given budget.tokens a run goes on until what it has generated leaves no room for another
-iteration, so short responses buy iterations. Equal are neither optimizer steps nor seconds: the
-table has the seconds, and the JSON all the rest.
+The recipes have the same budget: at most `budget.tokens` generated training tokens and at most
+`budget.comparisons` judged pairs of responses (both orders of a pair are one comparison). Tokens
+that train a GFlowNet are not counted. By default the budget is the most that the base
+configuration can use: iterations × prompts × K responses of sample.max_new_tokens each, and all
+K(K − 1)/2 pairs of each prompt. A recipe then trains for as many whole iterations as are
+guaranteed to fit: a recipe with K = 8 gets 5/8 of the iterations of one with K = 5, because of its
+tokens, although its tournament asks for 11 pairs instead of 28. A recipe without comparisons is
+limited by tokens only, one that generates nothing takes the base's `iterations`. If budget.tokens
+is given, a run continues while another iteration is expected to fit, so that shorter responses
+allow more iterations. Optimizer steps and seconds are not equalized; the table shows the seconds,
+the JSON both.
 
-comparison.json, which --json gives as well:
+comparison.json, which --json writes as well:
     config, seed, budget {tokens, comparisons}, versions
     recipes   a list, in the order of the table, of {recipe, rule, fit, target (the game whose
-              equilibrium is aimed at), claims (the iterate that is claimed to converge to it),
-              reaches (whether the fit follows the rule on samples: false for a selection of them
-              and for labels that say who wins but not how often), eta, samples_per_prompt,
-              iterations, win_rate and win_rate_error (over the start), kl_to_reference, entropy,
-              length, self_bleu, kl_to_equilibrium (of that game), duality_gap (of the plain game),
-              loss, tokens, comparisons, optimizer_steps, seconds (of evaluation, too), run, trace};
-              trace is a list, one for each iterate, of {iteration, tokens,
+              equilibrium the rule approaches), claims (the iterate that is claimed to converge to
+              it), reaches (whether the fit is consistent on samples: false for a selection of them
+              and for labels that contain only the winner), eta, samples_per_prompt, iterations,
+              win_rate and win_rate_error (over the start), kl_to_reference, entropy, length,
+              self_bleu, kl_to_equilibrium (of that game), duality_gap (without regularization),
+              loss, tokens, comparisons, optimizer_steps, seconds (with evaluation), run, trace};
+              trace is a list with one entry per iterate, of {iteration, tokens,
               comparisons, win_rate (over μ), kl_to_reference, kl_to_equilibrium, length}.
-              null is what is not known
+              Unknown values are null
     skipped   a list of {recipe, reason}
-    pairwise  {policies, win_rate, standard_error, exact}: win_rate[a][b] is how often policies[a]
-              wins over policies[b]; null without a judge. The last policy is the start
+    pairwise  {policies, win_rate, standard_error, exact}: win_rate[a][b] is the win rate of
+              policies[a] over policies[b]; null without a judge. The last policy is the start
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ from solvers import outputs
 from solvers.__main__ import Parser
 
 DEFAULT_CONFIG = "embedded-game"
-DEFAULT_ITERATIONS = 6  # of DEFAULT_CONFIG: two minutes or so for these recipes
+DEFAULT_ITERATIONS = 6  # of DEFAULT_CONFIG: about two minutes for these recipes
 DEFAULT_RECIPES = (
     "sppo", "rspo", "inpo", "nash_md", "optimistic", "mnpo", "moving_dpo", "spin"
 )  # fmt: skip
@@ -77,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(arguments: argparse.Namespace) -> int:
-    """Standard output carries the result, standard error the runs on the way."""
+    """Results go to standard output, the progress of the runs to standard error."""
     from llm.evaluation import comparison_report
     from llm.run.comparison import compare
     from solvers import plots
@@ -124,8 +125,8 @@ def _console(stream: TextIO) -> Console:
 def _parser() -> Parser:
     parser = Parser(
         prog="python -m llm.compare",
-        description="Train several recipes from the same start on the same budget, and put them "
-        f"side by side. Without arguments: {', '.join(DEFAULT_RECIPES)} on {DEFAULT_CONFIG}, "
+        description="Train several recipes from the same start on the same budget, and compare "
+        f"them. Without arguments: {', '.join(DEFAULT_RECIPES)} on {DEFAULT_CONFIG}, "
         f"{DEFAULT_ITERATIONS} iterations.",
         epilog=f"recipes:\n{describe_recipes()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -140,20 +141,20 @@ def _parser() -> Parser:
     parser.add_argument(
         "--recipes",
         metavar="all|A,B,...",
-        help="recipes by name, or all: those that do not fit are left out with the reason "
-        "(default: those named above, without what does not fit)",
+        help="recipes by name, or all; recipes that do not fit are left out with the reason "
+        "(default: those named above that fit)",
     )
     parser.add_argument(
         "--json",
         metavar="FILE|-",
-        help="write what comparison.json holds there too; with - standard output carries it alone",
+        help="also write the content of comparison.json there; with -, to standard output and nothing else",
     )
     parser.add_argument(
         "overrides",
         nargs="*",
         metavar="key=value",
         help="fields of the base configuration to change (python -m llm.train --help lists them); "
-        "budget.tokens and budget.comparisons are what each recipe may use",
+        "budget.tokens and budget.comparisons apply to each recipe",
     )
     return parser
 

@@ -160,7 +160,7 @@ def test_a_directory_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
         find_run(config_in(tmp_path))
     with pytest.raises(InputError, match="exists but is not a run directory"):
         find_run(config_in(tmp_path / "thesis.tex"))
-    with pytest.raises(InputError, match="cannot be written"):
+    with pytest.raises(InputError, match="is not writable"):
         find_run(config_in(tmp_path / "thesis.tex" / "run"))
 
 

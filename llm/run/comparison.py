@@ -54,9 +54,9 @@ TRACED = (
 
 
 def budget_of(base: TrainConfig, asked: int) -> BudgetConfig:
-    """What each recipe may use: what is given, else what the base configuration takes at most.
+    """The budget of each recipe: as given, else the most that the base configuration can use.
 
-    `asked`: prompts of an iteration.
+    `asked`: prompts per iteration.
     """
     k, asked = base.samples_per_prompt, asked * base.iterations
     tokens = base.budget.tokens or asked * k * base.sample.max_new_tokens
@@ -65,10 +65,11 @@ def budget_of(base: TrainConfig, asked: int) -> BudgetConfig:
 
 
 def iterations_within(source: Source, base: TrainConfig, budget: BudgetConfig, prompts: int) -> int:
-    """How many iterations of a recipe a budget allows; of what takes nothing as many as the base's.
+    """The iterations of a recipe that are guaranteed to fit the budget.
 
-    Raises InputError where it is none. Responses are counted at full length; under budget.tokens as
-    given at one token, for there the run itself stops by what it really took.
+    A recipe that uses none of it gets as many as the base. Responses are counted at full length; if
+    budget.tokens is given, at one token, since the run itself then stops by its actual usage.
+    Raises InputError if not even one iteration fits.
     """
     cost = source.cost
     length = 1 if base.budget.tokens else source.config.sample.max_new_tokens
@@ -79,8 +80,8 @@ def iterations_within(source: Source, base: TrainConfig, budget: BudgetConfig, p
     ):
         if limit is not None and use > limit:
             raise InputError(
-                f"budget.{name}: an iteration takes up to {use:,}, and the base's iterations="
-                f"{base.iterations} come to {limit:,}; raise iterations, or give budget.{name}"
+                f"budget.{name}: an iteration takes up to {use:,}, more than the {limit:,} "
+                f"of the base's iterations={base.iterations}; raise iterations or budget.{name}"
             )
         if limit is not None and use > 0:
             limits.append(limit // use)
@@ -96,12 +97,12 @@ class Entry:
 
     @property
     def run(self) -> RunDirectory:
-        """Where it trains."""
+        """Its run directory."""
         return RunDirectory(Path(self.config.output_dir))
 
     @property
     def iterations(self) -> int:
-        """How many it trained for."""
+        """How many iterations it was trained for."""
         return self.run.metrics()[-1]["iteration"]
 
     def _steps(self) -> int:
@@ -109,7 +110,7 @@ class Entry:
         return sum(len(read_json(losses, [])) for losses in each)
 
     def record(self) -> Record:
-        """What is known of it without the others."""
+        """Its entry in comparison.json, except for what depends on the other recipes."""
 
         rule, fit = rule_and_fit(self.config)
         source, rows = source_of(self.config, rule), self.run.metrics()
@@ -135,7 +136,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Recipes that were trained; the start comes last among the policies of `pairwise`."""
+    """Trained recipes and their win rates; the start is the last policy of `pairwise`."""
 
     root: Path
     source: str
@@ -146,7 +147,7 @@ class Comparison:
     pairwise: Pairwise | None
 
     def record(self) -> Record:
-        """What comparison.json holds."""
+        """The content of comparison.json."""
         known = self.pairwise
         error = None if known is None else known.standard_error
         gaps = None if known is None else known.gaps
@@ -188,9 +189,9 @@ def compare(
 ) -> Comparison:
     """Trains the recipes of those names on a base configuration, each by `train(config, console)`.
 
-    Raises InputError before anything is written, Interrupted afterwards. Left out with the reason
-    is a recipe whose loss explodes or whose selection leaves less than a batch and, on
-    `if_it_fits`, one that does not fit data or judge; one at least must remain.
+    Raises InputError before anything is written, Interrupted afterwards. A recipe is left out, with
+    the reason, if its loss diverges, if its selection leaves less than a batch or, with
+    `if_it_fits`, if it does not fit data or judge. At least one must remain.
     """
     world = World.join(dict(os.environ))
     base, root = base_of(source, words)
@@ -212,7 +213,7 @@ def compare(
             within = iterations_within(trained_on, base, budget, asked)
             place = {"output_dir": str(root / name), "fresh": False}
             config = replace(config, **place, iterations=within, budget=budget)
-            print_plan(config, Console(file=io.StringIO()))  # all that shows without the weights
+            print_plan(config, Console(file=io.StringIO()))  # all checks that need no weights
         except InputError as error:
             if not if_it_fits:
                 raise InputError(f"recipe {name}: {error}") from None
@@ -242,12 +243,12 @@ def compare(
 def base_of(source: str, words: Sequence[str]) -> tuple[TrainConfig, Path]:
     """The base configuration, and the directory of the comparison: runs/compare-NAME unless given.
 
-    Raises InputError for what the recipes differ in, and for a directory that holds a run.
+    Raises InputError for overrides of fields that recipes set, and for a directory with a run.
     """
     given = dict(split_override(word) for word in words)
     for key in given:
         if key in OF_THE_RECIPE:
-            raise InputError(f"{key}: this is what recipes differ in; give --recipes instead")
+            raise InputError(f"{key}: recipes set this field; give --recipes instead")
     base = load_config(source, words)
     root = Path(base.output_dir)
     if "output_dir" not in given:
@@ -261,15 +262,15 @@ def base_of(source: str, words: Sequence[str]) -> tuple[TrainConfig, Path]:
 
 
 def _answers(source: str, names: Sequence[str], words: Sequence[str]) -> str | None:
-    """The field with answers, where a recipe learns from them: all recipes then read those rows.
+    """The field with answers, if a recipe needs them: all recipes then read the same rows.
 
-    Embedded data has them in a file of their own, with other prompts in another order.
+    Embedded data keeps answers in a separate file with other prompts in another order.
     """
     for name in names:
         try:
             config = load_config(source, [f"recipe={name}", *words])
             checked(config)
-        except InputError:  # said when it is this recipe's turn
+        except InputError:  # reported when this recipe is prepared
             continue
         if config.data.answer is not None:
             return config.data.answer
@@ -284,10 +285,10 @@ def _prompts(config: TrainConfig) -> PromptSet:
 def against_each_other(
     root: Path, entries: Sequence[Entry], prompts: PromptSet, world: World
 ) -> Pairwise | None:
-    """The final policies and their start: exact where the game is enumerated, else by the responses
-    that the runs were evaluated on, judged here and stored in output_dir/pairwise.
+    """Win rates of the final policies and their start against each other; None without a judge.
 
-    None without a judge.
+    Exact where the game is enumerated, else from the evaluation responses of the runs, which are
+    judged here and stored in output_dir/pairwise.
     """
     first = entries[0]
     if first.config.judge.kind == "none":

@@ -1,4 +1,4 @@
-"""Everything that a run needs, loaded and checked before anything is written."""
+"""Building the objects of a run; everything is checked before anything is written."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llm.data.prompts import PromptSet, load_prompts
 from llm.embedded import resolve
 from llm.embedded.judges import embedded_judge
 from llm.evaluation.exact import Beside, aim, beside
-from llm.judges import Judge, build_judge
+from llm.judges import Judge, build_judge, judge_device
 from llm.policy.adapters import ADAPTER_WEIGHTS
 from llm.policy.fitting import accumulation, training_arguments
 from llm.policy.memory import out_of_memory
@@ -49,7 +49,7 @@ class Parts:
 
 
 def prepare(config: TrainConfig, world: World) -> Parts:
-    """Loads the model, the prompts and the judge. Raises InputError for whatever does not fit."""
+    """Loads model, prompts and judge. Raises InputError for anything that does not fit."""
     source, fit, examples = checked(config)
     given, config = config, resolve(config)
     if config.threads is not None:
@@ -77,7 +77,7 @@ def prepare(config: TrainConfig, world: World) -> Parts:
 
 
 def shape_of(config: TrainConfig) -> Policy:
-    """The policy without its weights."""
+    """The policy on the meta device, without weights."""
     source = config.model.random_from_config or config.model.path
     shape = replace(config.model, random_from_config=source, device="meta", adapter=None)
     try:
@@ -89,7 +89,7 @@ def shape_of(config: TrainConfig) -> Policy:
 
 
 def checked(config: TrainConfig) -> tuple[Source, Fit, Examples]:
-    """All that can be refused before a model is loaded. Raises InputError."""
+    """Source, fit and data, with every check that needs no model. Raises InputError."""
     rule, fit = rule_and_fit(config)
     source = source_of(config, rule)
     source.check(fit)
@@ -98,21 +98,21 @@ def checked(config: TrainConfig) -> tuple[Source, Fit, Examples]:
     start = config.model.adapter
     if start is not None and not (Path(start) / ADAPTER_WEIGHTS).is_file():
         raise InputError(
-            f"model.adapter={start}: no {ADAPTER_WEIGHTS} there; give a directory with a LoRA "
+            f"model.adapter={start}: no {ADAPTER_WEIGHTS} in it; give a directory with a LoRA "
             "adapter as peft saves it"
         )
     return source, fit, examples
 
 
 def encoded(config: TrainConfig, policy: Policy, examples: Examples) -> PromptSet:
-    """The prompts and answers in the policy's tokens. Raises InputError where they do not fit."""
+    """The tokenized prompts and answers. Raises InputError if one exceeds the context."""
     rows = policy.model.get_input_embeddings().weight.shape[0]
     prompts = load_prompts(
         config.data,
         policy.tokenizer,
         seed=config.seed,
         held_out=config.evaluation.prompts,
-        stop_ids=[i for i in policy.stop_ids if i < rows],  # the embedded game has none
+        stop_ids=[i for i in policy.stop_ids if i < rows],  # the embedded game has no such token
         max_answer_tokens=config.sample.max_new_tokens,
         examples=examples,
     )
@@ -131,9 +131,9 @@ def check_batches(source: Source, fit: Fit, prompts: PromptSet) -> None:
 def check_sampler(
     config: TrainConfig, policy: Policy, prompts: PromptSet, processes: int = 1
 ) -> None:
-    """Raises InputError where sample.distribution=gflownet cannot be trained on an iteration.
+    """Raises InputError if a GFlowNet cannot be trained on the prompts of an iteration.
 
-    The policy may be without its weights.
+    The policy needs no weights.
     """
     if config.sample.distribution == "gflownet":
         check_termination(policy)
@@ -144,12 +144,12 @@ def check_sampler(
 
 
 def evaluation_prompts(prompts: PromptSet) -> Sequence[Prompt]:
-    """What metrics are measured on: the held-out prompts, or some that are trained on."""
+    """The prompts for metrics: the held-out ones, or else up to 64 training prompts."""
     return prompts.held_out or prompts.folds[0][:64]
 
 
 def rule_and_fit(config: TrainConfig) -> tuple[UpdateRule, Fit]:
-    """The objects of `solvers` that a configuration names, checked to go together."""
+    """Rule and fit of a configuration. Raises InputError where they do not go together."""
     fit = get_fit(config.fit, **config.fit_options)
     regularizer = None if config.regularizer is None else parse(config.regularizer)
     tau = config.tau
@@ -157,7 +157,7 @@ def rule_and_fit(config: TrainConfig) -> tuple[UpdateRule, Fit]:
         tau = 0.0
     elif config.lam is not None:
         if config.eta is None or regularizer is None:
-            raise InputError("lam: needs eta and a regularizer, to tell the temperature from")
+            raise InputError("lam: needs eta and a regularizer, which determine the temperature")
         regularizer, tau = fit.game(regularizer, config.lam, config.eta)
     try:
         rule = get_rule(
@@ -166,7 +166,7 @@ def rule_and_fit(config: TrainConfig) -> tuple[UpdateRule, Fit]:
     except TypeError:
         unknown = ", ".join(sorted(set(config.rule_options) - {*RULE_OPTIONS}))
         raise InputError(
-            f"rule_options: {unknown or 'a field of its own'} is no setting there; known: "
+            f"rule_options: {unknown or 'a separate field'} is not an option of rules; known: "
             f"{', '.join(RULE_OPTIONS)}"
         ) from None
     fit.check(rule)
@@ -174,20 +174,12 @@ def rule_and_fit(config: TrainConfig) -> tuple[UpdateRule, Fit]:
 
 
 def load_judge(config: TrainConfig) -> tuple[Judge | None, torch.device]:
-    """The judge, on the CPU, and the device that it works on."""
+    """The judge, on the CPU, and the device that it runs on. None without a judge."""
     settings = config.judge
     if settings.kind == "none":
         return None, torch.device("cpu")
     path = embedded_judge(settings.path) if settings.kind == "embedded" else settings.path
-    name = settings.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"judge.device={name}: there is no CUDA device here; set judge.device=cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"judge.device={name}: choose auto, cpu, cuda or cuda:N") from None
+    device = judge_device(settings.device)
     judge = build_judge(
         settings.kind,
         path,
