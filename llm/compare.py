@@ -147,7 +147,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--json",
         metavar="FILE|-",
-        help="also write the content of comparison.json there; with -, to standard output and nothing else",
+        help="also write comparison.json there; with -, standard output carries it alone",
     )
     parser.add_argument(
         "overrides",
