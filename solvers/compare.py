@@ -36,7 +36,7 @@ CONSTANT_STEP = (
 
 
 MIXED_OPPONENT = "answers π_t^μ instead of π_t, and rests elsewhere"
-REWARD = "maximises the Bradley-Terry reward of the preferences, which need have no equilibrium"
+REWARD = "maximizes the Bradley-Terry reward of the preferences, which need have no equilibrium"
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Run:
     def target(self) -> str:
         """The game aimed at."""
         regularizer, tau = self.rule.target
-        return "unregularised" if regularizer is None else f"{regularizer.name}, τ={tau:g}"
+        return "unregularized" if regularizer is None else f"{regularizer.name}, τ={tau:g}"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What stands for a regulariser R(π_θ, μ) in a loss on responses of π_t, one term of R at a time.
+"""What stands for a regularizer R(π_θ, μ) in a loss on responses of π_t, one term of R at a time.
 
 `importance`  E_{π_t}[(μ/π_t) f(π_θ/μ)], for every f. On exact Plays it is R itself; on samples it
               is exact in expectation, wherever π_θ has gone. f′(1)(π_θ/π_t − 1), of mean zero, is

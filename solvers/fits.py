@@ -4,7 +4,7 @@ A fit turns `Plays` and an `Update` into items. An item is a response, or a pair
 numbers recorded at the start of an iteration: one row of a trainer's dataset. `loss` is all that is
 evaluated while training; it is differentiable in log π_θ and takes rows in any order and number.
 
-| fit | minimiser on exact Plays | gradient at π_θ = π_t |
+| fit | minimizer on exact Plays | gradient at π_θ = π_t |
 |---|---|---|
 | regression, R = 0 | the step if ηB = log Z; at B = ½ up to O(η³) if E G = ½, else O(η²) | ∝ π∘G |
 | regression + λR̂ | the step up to O(η²); Eq. 52's square from π_t = μ: O(η³) | ∝ π∘(G − τ∂R) |
@@ -14,7 +14,7 @@ evaluated while training; it is differentiable in log π_θ and takes rows in an
 | logistic | the step | ∝ π∘ρ∘e, e = E_y′[label − σ(h)]: to first order as pairwise |
 | – of data rules | the α-SPIN step | ∝ data − opponent, at π_θ = anchor |
 
-All gradients are centred. v is the centred G + (anchor − log π_t)/η − τ∂R(π_t, μ), the direction
+All gradients are centered. v is the centered G + (anchor − log π_t)/η − τ∂R(π_t, μ), the direction
 of the step, and ρ = 1/η + τφ′(log π_t/μ) the slope of the implied reward (see `Pairs`): a constant
 without R and with reverse KL or entropy, where pairwise gradients are ∝ π∘v. At η = ∞ the step is
 the smooth best response, which pairwise, logistic and proximal reach.
@@ -22,8 +22,8 @@ the smooth best response, which pairwise, logistic and proximal reach.
 The same in expectation over K samples of π_t: regression and policy gradient (without `clip`, B
 constant, G linear in the opponent), pairwise (of those rules by win_rate; by preference), logistic
 by preference, and of data rules. At O(1/K): proximal, logistic by win_rate, opponents that are
-self-normalised. Of samples drawn from something else (`Measure.logp_proposal`) the items count
-alike, which moves no minimiser of proximal, pairwise and logistic, and that of regression without R
+self-normalized. Of samples drawn from something else (`Measure.logp_proposal`) the items count
+alike, which moves no minimizer of proximal, pairwise and logistic, and that of regression without R
 at O(η²) if ηB ≠ log Z; policy gradient and regression + λR̂ refuse them.
 
 Exact Plays give the loss itself:
@@ -110,10 +110,10 @@ class Temperature:
 
 @dataclass(frozen=True)
 class Fit(ABC):
-    """A way to fit π_θ. `centred` says that a sampled loss centres what it fits on the batch."""
+    """A way to fit π_θ. `centered` says that a sampled loss centers what it fits on the batch."""
 
     name: ClassVar[str]
-    centred: ClassVar[bool] = False
+    centered: ClassVar[bool] = False
 
     def reaches(self, sampled: bool) -> bool:
         """Whether it aims where its table says: on exact Plays, or on K samples in expectation."""
@@ -173,7 +173,7 @@ class Fit(ABC):
     ) -> list[Temperature]:
         """What each term of the rule's R aims at; `samples` is K, None for exact Plays.
 
-        Own entries shrink G by (K − 1)/K. Where the fit does not centre on the batch, the pull of μ
+        Own entries shrink G by (K − 1)/K. Where the fit does not center on the batch, the pull of μ
         keeps its size beside that, and the game aimed at is that of temperature τK/(K − 1). (The
         mixed opponent of Nash-MD is biased at O(1/K) besides.)
         """
@@ -183,9 +183,9 @@ class Fit(ABC):
         implicit = rule.regularization == "implicit"
         lams = self.coefficients(regularizer, eta, tau) if implicit else {}
         scale = 1.0
-        if samples is not None and diagonal == "include" and not self.centred:
+        if samples is not None and diagonal == "include" and not self.centered:
             scale = samples / (samples - 1)
-        known = self.centred or rule.baseline is half  # other baselines centre G on the batch
+        known = self.centered or rule.baseline is half  # other baselines center G on the batch
         claimed = self.reaches(samples is not None) and (samples is None or known)
         return [
             Temperature(name, lams.get(name), tau * c, scale * tau * c if claimed else None)
@@ -220,7 +220,7 @@ class Proximal(Fit):
     """Regression on the tabular step's own log π_{t+1}, at the responses: bounded targets."""
 
     name = "proximal"
-    centred = True
+    centered = True
 
     def items(self, plays: Plays, update: Update) -> Items:
         _refuse(update, best_response=update.regularizer is None)
@@ -231,7 +231,7 @@ class Proximal(Fit):
 
 
 @dataclass(frozen=True)
-class Regularised(Fit):
+class Regularized(Fit):
     """What regression and policy gradient share: R̂ on the responses.
 
     estimator          what stands for R, see `estimators`
@@ -284,7 +284,7 @@ class Regularised(Fit):
 
 
 @dataclass(frozen=True)
-class Regression(Regularised):
+class Regression(Regularized):
     """(log π_θ − [anchor + η(G − B)])² + λR̂ (RSPO Eq. 6, and Eq. 8 with B = ½).
 
     `responses=best_worst` keeps the responses of the highest and lowest G only, as the published
@@ -316,7 +316,7 @@ class Regression(Regularised):
 
 
 @dataclass(frozen=True)
-class PolicyGradient(Regularised):
+class PolicyGradient(Regularized):
     """−η⟨G − B, π_θ⟩ + KL(π_θ‖anchor) + ητR̂ (RSPO Eq. 14), by importance weights π_θ/π_t.
 
     A sample's gradient is (π_θ/π_t)(log π_θ/anchor − η(G − B))∇log π_θ: Eq. 15, off policy too.
@@ -356,7 +356,7 @@ class Pairs(Fit):
     length_normalized  r_θ is divided by the tokens of the response (SimPO); nothing is claimed
     """
 
-    centred = True
+    centered = True
     follows: ClassVar[Callable[[Plays, Array], Array]]
     following: ClassVar[str]
     signal: Literal["win_rate", "preference", "winner"] = "win_rate"
@@ -391,7 +391,7 @@ class Pairs(Fit):
         if self.signal == "win_rate":
             won = update.direction - update.drift
             # Both of a pair met the other: without own entries their gap counts that game twice.
-            signal = (xp.take(won, i, axis=-1) - xp.take(won, j, axis=-1)) / plays.centring
+            signal = (xp.take(won, i, axis=-1) - xp.take(won, j, axis=-1)) / plays.centering
         else:
             signal = self._preferences(plays, update, i, j)
         weights = _drawn(plays)

@@ -34,7 +34,7 @@ class Measure:
     logp_previous    (..., n) log π_{t−1}, for optimistic rules
     logp_data        (..., n) log of the data distribution, for SPIN
     logp_proposal    (..., n) log, up to a constant, of what samples were drawn from; None: π_t
-    length           (..., n) tokens of a response, where a fit normalises by it
+    length           (..., n) tokens of a response, where a fit normalizes by it
     """
 
     logp: Array
@@ -69,22 +69,22 @@ class Measure:
         """(..., n) -> (..., n): weights on these points that stand for the policy ∝ exp θ.
 
         Exact points carry it as it is. On samples of π_t (or of a proposal) they are
-        self-normalised importance weights ∝ exp(θ)/π_t: consistent as K grows, biased at O(1/K).
+        self-normalized importance weights ∝ exp(θ)/π_t: consistent as K grows, biased at O(1/K).
         """
         if self.log_weight is None:
-            return self.mirror.point(self.mirror.normalise(theta))
-        return self.mirror.point(self.mirror.normalise(theta + self.log_base))
+            return self.mirror.point(self.mirror.normalize(theta))
+        return self.mirror.point(self.mirror.normalize(theta + self.log_base))
 
     def mixture(self, share: float) -> Array:
         """(..., n): θ of the geometric mixture ∝ π_t^(1−share) μ^share at the points.
 
-        Normalised where the points are all the actions; up to a constant on samples.
+        Normalized where the points are all the actions; up to a constant on samples.
         """
         theta = self.logp if share == 0 else (1 - share) * self.logp + share * self.logp_ref
-        return theta if self.log_weight is not None else self.mirror.normalise(theta)
+        return theta if self.log_weight is not None else self.mirror.normalize(theta)
 
 
-def recalled(policies: Sequence[Array]) -> dict[str, Array]:
+def memory_fields(policies: Sequence[Array]) -> dict[str, Array]:
     """h × (..., n) -> the fields of `Measure` for that memory, all of the same share."""
     xp = array_namespace(*policies)
     stacked = xp.stack(list(policies), axis=-1)
@@ -160,12 +160,12 @@ class Plays:
         return cls(None, measure, measure)
 
     @property
-    def centring(self) -> float:
+    def centering(self) -> float:
         """K/(K − 1) where the own entry is left out, else 1.
 
-        Centring K draws on their mean shrinks what is known of each of them by (K − 1)/K; a round
+        Centering K draws on their mean shrinks what is known of each of them by (K − 1)/K; a round
         robin without own entries, whose mean is ½ whatever the draws, it leaves as it is. Whatever
-        is centred beside it takes this factor, to keep its proportion.
+        is centered beside it takes this factor, to keep its proportion.
         """
         k = self.own.logp.shape[-1]
         return k / (k - 1) if self.diagonal == "exclude" else 1.0

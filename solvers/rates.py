@@ -40,7 +40,7 @@ def lipschitz(game: Game) -> float:
 
 
 def modulus(rule: UpdateRule, reference: Reference, mirror: MirrorMap = ENTROPY) -> float:
-    """m: how strongly convex the rule's R(·, μ) is relative to ψ; 0 without a regulariser.
+    """m: how strongly convex the rule's R(·, μ) is relative to ψ; 0 without a regularizer.
 
     The smaller one of a zero-sum game's two players, where `reference` is a pair.
     """
@@ -90,7 +90,7 @@ def largest_step(
     """
     m = modulus(rule, reference, mirror)
     if rule.tau == 0:
-        raise InputError("without a regulariser (tau = 0) theory gives no step size: give eta")
+        raise InputError("without a regularizer (tau = 0) theory gives no step size: give eta")
     if m == 0:
         raise InputError(
             f"regularizer '{rule.regularizer.name}' is not strongly convex relative to entropy "
@@ -107,7 +107,7 @@ def _lipschitz(game: Game) -> float:
 
 
 def no_regret_step(game: SymmetricGame | MatrixGame, steps: int) -> float:
-    """√(8 log n / T)/(2L): the step that minimises the regret bound of MWU over T steps."""
+    """√(8 log n / T)/(2L): the step that minimizes the regret bound of MWU over T steps."""
     spread = 2 * lipschitz(game)
     if spread == 0:  # nothing to learn, at any step size
         return 1.0
@@ -133,7 +133,7 @@ def with_step_size(
             raise InputError(f"rule '{rule.name}' needs a step size here: give eta") from None
         eta = no_regret_step(game, steps)
         if rule.regularization in ("explicit", "mixture") and rule.tau > 0:
-            eta = min(eta, 0.5 / rule.tau)  # beyond 1/(τφ′) its regulariser overshoots
+            eta = min(eta, 0.5 / rule.tau)  # beyond 1/(τφ′) its regularizer overshoots
         return replace(rule, eta=eta)
 
 

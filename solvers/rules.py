@@ -1,4 +1,4 @@
-"""Update rules: opponent × anchor × direction × baseline × regulariser × step size.
+"""Update rules: opponent × anchor × direction × baseline × regularizer × step size.
 
 A rule looks at `Plays` and says where to go: `rule(plays, step) -> Update`. `steps` moves a
 tabular policy there, `fits` moves a parametric one. A named rule is one expression in `RULES`.
@@ -110,13 +110,13 @@ def log_odds(plays: Plays, weights: Array) -> Array:
 def bradley_terry(plays: Plays, weights: Array) -> Array:
     """Scores of the Bradley–Terry model that is fitted to preferences among π_t (DPO).
 
-    On samples their mean is that of the batch, which `Plays.centring` makes up for.
+    On samples their mean is that of the batch, which `Plays.centering` makes up for.
     """
     if plays.payoff is None or plays.other is not plays.own:
         raise InputError(
             "Bradley-Terry scores (dpo) need preferences that a policy plays itself by"
         )
-    return plays.centring * bradley_terry_scores(plays.payoff, weights)
+    return plays.centering * bradley_terry_scores(plays.payoff, weights)
 
 
 # Baselines: (plays, direction, anchor, eta) -> B.
@@ -194,7 +194,7 @@ class UpdateRule:
 
     @property
     def regularized(self) -> bool:
-        """Whether the rule has a regulariser."""
+        """Whether the rule has a regularizer."""
         return self.regularization != "none"
 
     @property
@@ -205,7 +205,7 @@ class UpdateRule:
 
     @property
     def target(self) -> tuple[Divergence | None, float]:
-        """The regulariser and temperature of the game aimed at; (None, 0) for the plain game."""
+        """The regularizer and temperature of the game aimed at; (None, 0) for the plain game."""
         plain = not self.regularized or self.tau == 0 or self.magnet_every is not None
         return (None, 0.0) if plain else (self.regularizer, self.tau)
 
@@ -382,7 +382,7 @@ def get_rule(
     if tau is not None or regularizer is not None:
         if not rule.regularized:
             raise InputError(
-                f"rule '{rule.name}' is unregularised: leave out tau and the regularizer, "
+                f"rule '{rule.name}' is unregularized: leave out tau and the regularizer, "
                 "or use gmmd, omd or nash_md"
             )
         if tau is not None:
@@ -422,12 +422,12 @@ def get_rule(
 
 
 def accepts(rule: UpdateRule, regularizer: Divergence) -> bool:
-    """Whether a rule knows that regulariser."""
+    """Whether a rule knows that regularizer."""
     return rule.regularized and (not rule.only_reverse_kl or regularizer == reverse_kl)
 
 
 def tau_from_lam(lam: float, eta: float, factor: float = 2.0) -> float:
-    """τ of a regulariser that stands in the loss of RSPO Eq. 6 as λ R̂: λ/(factor·η).
+    """τ of a regularizer that stands in the loss of RSPO Eq. 6 as λ R̂: λ/(factor·η).
 
     `factor` is 2 where R̂ has the gradient of R, 1 where it has twice that (Eq. 52's square).
     """

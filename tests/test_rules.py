@@ -15,7 +15,7 @@ from scipy.optimize import root
 
 from games import InputError, zoo
 from solvers import RULES, Measure, Plays, get_rule, parse, step
-from solvers.arrays import normalise
+from solvers.arrays import normalize
 from solvers.bradley_terry import bradley_terry_scores
 from solvers.rules import (
     harmonic,
@@ -178,9 +178,9 @@ def test_steps_are_permutation_equivariant(game_and_mu, seed, name, regularizer)
 
 @given(seeds, sizes, st.floats(0.1, 5), st.floats(0.1, 1))
 def test_alpha_spin_rests_where_it_says(seed, n, beta, alpha):
-    """∝ base^(1−α) data^(1/β), exponents normalised."""
+    """∝ base^(1−α) data^(1/β), exponents normalized."""
     base, data = random_policy(seed, n), random_policy(seed + 1, n)
-    rest = normalise(((1 - alpha) * base + data / beta) / (1 - alpha + 1 / beta))
+    rest = normalize(((1 - alpha) * base + data / beta) / (1 - alpha + 1 / beta))
     plays = Plays.exact(None, rest, base, logp_average=rest, logp_data=data)
     rule = get_rule("alpha_spin", alpha=alpha, eta=1 / beta)
     assert step(rule(plays), plays) == pytest.approx(rest, abs=1e-12)  # logs down to −20, times 1/β
@@ -251,8 +251,8 @@ def test_bradley_terry_scores_are_the_rewards(seed, n):
     rewards, weights = rng.normal(size=(3, n)), rng.dirichlet(np.ones(n), size=3)
     preference = 1 / (1 + np.exp(rewards[..., None, :] - rewards[..., :, None]))
     scores = bradley_terry_scores(preference, weights)
-    centred = rewards - (weights * rewards).sum(-1, keepdims=True)
-    assert scores == pytest.approx(centred, abs=1e-12)
+    centered = rewards - (weights * rewards).sum(-1, keepdims=True)
+    assert scores == pytest.approx(centered, abs=1e-12)
 
 
 @given(games(), seeds)
@@ -348,8 +348,8 @@ PLAIN = Plays.exact(P, PI, MU)
         (lambda: get_rule("gmmd", eta=math.nan), "eta must be a positive number"),
         (lambda: get_rule("gmmd", eta="fast"), "or 'theory', not 'fast'"),
         (lambda: get_rule("gmmd", tau=-1), "tau must be a positive number"),
-        (lambda: get_rule("mwu", tau=0.1), "unregularised"),
-        (lambda: get_rule("mwu", regularizer="chi2"), "unregularised"),
+        (lambda: get_rule("mwu", tau=0.1), "unregularized"),
+        (lambda: get_rule("mwu", regularizer="chi2"), "unregularized"),
         (lambda: get_rule("mmd", regularizer="chi2"), "knows only reverse_kl"),
         (lambda: get_rule("fictitious_play", eta=0.1), "leave out eta"),
         (lambda: get_rule("alpha_spin", alpha=1.5), "between 0 and 1"),

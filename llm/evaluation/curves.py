@@ -13,7 +13,7 @@ from solvers import style
 
 logger = logging.getLogger(__name__)
 
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00")  # Okabe and Ito, as in solvers.style
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00")  # Okabe and Ito, as in solvers.style
 
 
 TITLES = {
@@ -31,7 +31,7 @@ class Line(NamedTuple):
 
     label: str | None
     values: list[float]
-    colour: str = COLOURS[0]
+    color: str = COLORS[0]
     form: str = "o-"
 
 
@@ -58,7 +58,7 @@ def _draw(path: Path, rows: Sequence[Record]) -> None:
         axes = figure.add_subplot(down, across, i + 1)
         for line in lines:
             steps = [row["iteration"] for row in rows]
-            axes.plot(steps, line.values, line.form, color=line.colour, label=line.label)
+            axes.plot(steps, line.values, line.form, color=line.color, label=line.label)
         if title.startswith("KL(π*") and min(min(line.values) for line in lines) > 0:
             axes.set_yscale("log")
         axes.set_title(title)
@@ -82,16 +82,16 @@ def panels_of(rows: Sequence[Record]) -> dict[str, list[Line]]:
     if rows[0].get("kl_to_equilibrium") is not None:
         panels["KL(π*‖π_t) in nats"] = [
             Line("model", values("kl_to_equilibrium")),
-            Line("exact iterate", values("exact_kl_to_equilibrium"), COLOURS[1], "--"),
+            Line("exact iterate", values("exact_kl_to_equilibrium"), COLORS[1], "--"),
         ]
     if "styles" in rows[0]:
         star = rows[0].get("equilibrium_styles", {})
         dotted = " (dotted: in π*)" if star else ""
         lines = panels[f"share of each style{dotted}"] = []
-        for colour, name in zip(COLOURS, rows[0]["styles"], strict=True):
-            lines.append(Line(name, [row["styles"][name] for row in rows], colour))
+        for color, name in zip(COLORS, rows[0]["styles"], strict=True):
+            lines.append(Line(name, [row["styles"][name] for row in rows], color))
             if star:
-                lines.append(Line(None, [star[name]] * len(rows), colour, ":"))
+                lines.append(Line(None, [star[name]] * len(rows), color, ":"))
     for name, title in TITLES.items():
         if rows[0].get(name) is not None and len(set(values(name))) > 1:
             panels[title] = [Line(None, values(name))]

@@ -15,7 +15,7 @@ from llm.policy.iterates import MEMORY, required_iterates
 from llm.sampling.responses import Responses
 from llm.sources.stages import Stages
 from solvers.fits import Fit
-from solvers.plays import Plays, recalled
+from solvers.plays import Plays, memory_fields
 from solvers.rules import UpdateRule
 
 
@@ -113,7 +113,7 @@ class Source(ABC):
         if "previous" in self.rule.needs:
             fields["logp_previous"] = logp[max(t - 1, 0)]
         if MEMORY & set(self.rule.needs):
-            fields |= recalled([logp[s] for s in self.rule.remembered(t)])
+            fields |= memory_fields([logp[s] for s in self.rule.remembered(t)])
         return fields
 
     def game(

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ...arrays import Array, dot, normalise
+from ...arrays import Array, dot, normalize
 from ...estimators import estimate
 from ..ledger import (
     Chart,
@@ -167,7 +167,7 @@ def off_policy(setting: Setting, each: str) -> Finding:
         unbiased.append(largest(importance(case) - true) / largest(true))
         square = case.fit(case.eta * (case.wins(case.current) - 0.5))
         descent = square + lam * FACTORS[each] * there
-        case = replace(case, theta=normalise(case.theta - rate * descent))
+        case = replace(case, theta=normalize(case.theta - rate * descent))
     return finding(
         printed=max(biases) <= 1e-12,
         corrected=biases[0] <= 1e-12 and max(unbiased) <= 1e-12,
