@@ -268,7 +268,7 @@ def _compare_record(args: Namespace, played: Run | Skipped) -> dict:
         "note": "; ".join(tables.notes([played])),
         "regularizer": regularizer and regularizer.name,
         "tau": tau,
-        "claims": played.rule.claims,
+        "claims": played.rule.converges,
     }
     if isinstance(played, Skipped):
         return record

@@ -124,7 +124,9 @@ class Kernel:
         top = xp.where(far, r, xp.full_like(r, 2 * edge))
         mean: Array | float = 0.0
         for y, weight in _NODES:
-            mean = mean + weight * self._far_slope(xp.where(top > y, top - y, xp.zeros_like(top)), edge)
+            mean = mean + weight * self._far_slope(
+                xp.where(top > y, top - y, xp.zeros_like(top)), edge
+            )
         return xp.where(far, xp.exp(xp.where(far, b, xp.zeros_like(b))) * mean, near)
 
     def _far_slope(self, r: Array, edge: float) -> Array:
@@ -195,7 +197,9 @@ def _shifted(kernel: Kernel) -> Kernel:
         low = kernel.slope(xp.where(far, xp.full_like(r, switch), r)) - c
         if not bool(xp.any(far)):
             return low
-        inside = xp.where(far, xp.where(r > last, xp.full_like(r, last), r), xp.full_like(r, switch))
+        inside = xp.where(
+            far, xp.where(r > last, xp.full_like(r, last), r), xp.full_like(r, switch)
+        )
         tail = -integral(inside) * xp.exp(-decay * (xp.where(far, r, inside) - inside))
         return xp.where(far, tail, low)
 

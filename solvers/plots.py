@@ -53,7 +53,7 @@ def comparison(runs: Sequence[Run | Skipped], title: str) -> Figure:
         spread = i / len(played)
         _curve(last, steps, history.gap, spread, **look)
         _curve(average, steps, history.average_gap, spread, **look)
-        facts = [run.target, run.rule.claims]
+        facts = [run.target, run.rule.converges]
         if not _curve(kl, steps, run.kl, spread, **look):
             facts.append(f"KL {_why_nothing(run.kl).partition(':')[0]}")
         if run.bound is not None:

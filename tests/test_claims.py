@@ -37,7 +37,8 @@ from solvers.claims.ledger import (
 )
 from solvers.claims.rspo.cases import Case, by_hand, minimizer
 from solvers.claims.rspo.convexity import least_ratio
-from solvers.rules import RULES, Update, current_opponent
+from solvers.rules import RULES, current_opponent
+from solvers.update import Update
 from tests.strategies import random_game, random_policy, seeds, sizes
 
 LEDGER = Path(__file__).parents[1] / "CLAIMS.md"

@@ -17,7 +17,8 @@ from solvers.claims.inpo import regret
 from solvers.claims.instances import Instances
 from solvers.claims.ledger import trajectory
 from solvers.equilibrium import equilibrium
-from solvers.rules import RULES, current_anchor, harmonic
+from solvers.rules import RULES, current_anchor
+from solvers.theory import harmonic
 from solvers.solve import kl_divergence
 from tests.strategies import games_with_reference, random_policy, seeds
 

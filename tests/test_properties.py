@@ -23,7 +23,8 @@ from solvers.rates import (
     predicted_rate,
     theory_step,
 )
-from solvers.rules import RULES, harmonic
+from solvers.rules import RULES
+from solvers.theory import harmonic
 from solvers.solve import kl_divergence, spin_target
 from tests.strategies import (
     divergences,

@@ -18,7 +18,6 @@ from solvers import RULES, Measure, Plays, get_rule, parse, step
 from solvers.arrays import normalize
 from solvers.bradley_terry import bradley_terry_scores
 from solvers.rules import (
-    harmonic,
     log_partition,
     mean,
     mixture_anchor,

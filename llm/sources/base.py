@@ -101,7 +101,7 @@ class Source(ABC):
 
     def is_consistent(self, fit: Fit) -> bool:
         """Whether the fit approaches the rule's step in expectation over these examples."""
-        return fit.reaches(sampled=True)
+        return fit.is_consistent(sampled=True)
 
     def required_iterates(self, t: int) -> list[int]:
         """The iterates under which iteration t needs log-probabilities of its responses."""

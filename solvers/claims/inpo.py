@@ -20,10 +20,11 @@ from ..equilibrium import equilibrium
 from ..fits import get_fit
 from ..gap import duality_gap
 from ..plays import Plays
-from ..rules import Update, harmonic
 from ..solve import kl_divergence
 from ..steps import step
+from ..theory import harmonic
 from ..tournament import tournament_of
+from ..update import Update
 from .instances import TAUS, Instances, apart, dependence, differences, variance
 from .ledger import (
     ROUNDING,

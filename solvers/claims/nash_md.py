@@ -9,9 +9,9 @@ import numpy as np
 from games import zoo
 
 from ..arrays import against, normalize
-from ..rules import harmonic
 from ..solve import kl_divergence
 from ..steps import step
+from ..theory import harmonic
 from .instances import TAUS, Instances
 from .ledger import (
     ROUNDING,
