@@ -79,7 +79,7 @@ def train(config: TrainConfig, console: Console | None = None) -> RunDirectory:
 @contextmanager
 def continued_later(run: RunDirectory) -> Iterator[None]:
     """Whatever stops a run becomes one line, and the run can be continued."""
-    from llm.judges import JudgeError
+    from llm.judges.preferences import JudgeError
     from llm.run.session import TooFewItems
 
     try:

@@ -30,9 +30,8 @@ from llm.config.loading import shipped_configs
 from llm.config.schema import ModelConfig
 from llm.data.examples import Prompt
 from llm.embedded import HERE, game
-from llm.embedded.judges import embedded_judge
 from llm.evaluation import measure
-from llm.judges import build_judge
+from llm.judges.build import build_judge
 from llm.policy import fitting
 from llm.policy.log_probs import PromptResponse
 from llm.policy.model import Policy
@@ -185,7 +184,7 @@ def test_wins_are_counted_for_the_policy_against_the_base(tmp_path: Path) -> Non
         row = {"responses": [text, text], "tokens": [[1, 2], [1]], "logp": [logp] * 2}
         return stages.Responses(asked, [row | {"logp_ref": [-5.0, -5.0]}] * 3)
 
-    judge = build_judge("embedded", embedded_judge("length"))
+    judge = build_judge("embedded", "length")
     work = Work(chunk_size=2)
     own, base = said("a b c d e f", -2.0), said("a", -5.0)
     measured = measure.evaluate(work, tmp_path / "own", judge, own, base)

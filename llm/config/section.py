@@ -124,7 +124,7 @@ def as_dict(section: Section) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """A value in YAML's types: an object becomes its import path, or a note that it has none."""
+    """A value in YAML's types: an object becomes a note that it has no import path."""
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, numbers.Integral):
@@ -135,7 +135,7 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if isinstance(value, Mapping):
         return {plain(key): plain(item) for key, item in value.items()}
-    return import_path(value) or f"<{_name_of(value)}{NO_IMPORT_PATH}"
+    return f"<{_name_of(value)}{NO_IMPORT_PATH}"
 
 
 def _name_of(thing: object) -> str:

@@ -22,7 +22,8 @@ from llm.evaluation.curves import draw_curves
 from llm.evaluation.exact import aim
 from llm.evaluation.measure import describe, evaluate
 from llm.evaluation.report import Report, compare_responses
-from llm.judges import Judge, JudgeError, check_preferences
+from llm.judges.model import Judge
+from llm.judges.preferences import JudgeError, check_preferences
 from llm.judges.stored import comparisons, judge_responses, select_responses
 from llm.policy.fitting import FitDataset, fit_policy
 from llm.policy.iterates import REMEMBERED, Iterates, required_iterates

@@ -15,9 +15,9 @@ from llm.config.schema import TrainConfig
 from llm.data.examples import Examples, Prompt, read_examples
 from llm.data.prompts import PromptSet, load_prompts
 from llm.embedded import resolve
-from llm.embedded.judges import embedded_judge
 from llm.evaluation.exact import Beside, aim, beside
-from llm.judges import Judge, build_judge
+from llm.judges.build import build_judge
+from llm.judges.model import Judge
 from llm.judges.stored import comparisons
 from llm.policy.adapters import ADAPTER_WEIGHTS
 from llm.policy.fitting import accumulation, training_arguments
@@ -306,7 +306,6 @@ def load_judge(config: TrainConfig) -> tuple[Judge | None, torch.device]:
     settings = config.judge
     if settings.kind == "none":
         return None, torch.device("cpu")
-    path = embedded_judge(settings.path) if settings.kind == "embedded" else settings.path
     name = settings.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -318,7 +317,7 @@ def load_judge(config: TrainConfig) -> tuple[Judge | None, torch.device]:
         raise InputError(f"judge.device={name}: choose auto, cpu, cuda or cuda:N") from None
     judge = build_judge(
         settings.kind,
-        path,
+        settings.path,
         preference=settings.preference,
         batch_size=settings.batch_size,
         max_length=settings.max_length,
