@@ -559,7 +559,7 @@ def test_a_kind_is_a_class_and_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     judge = build_judge("own", "a", preference="bradley_terry")
     assert judge.name == "own a"
     np.testing.assert_allclose(judge(PROMPTS, RESPONSES), longer(PROMPTS, RESPONSES), atol=2e-16)
-    with pytest.raises(InputError, match="judge.kind=own; set it to bradley_terry"):
+    with pytest.raises(InputError, match=r"judge\.kind=own; set it to bradley_terry"):
         build_judge("own", "a")
 
 

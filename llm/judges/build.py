@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import Any, cast
 
 import torch
@@ -78,7 +78,7 @@ def _kind(name: str) -> JudgeKind:
     return cast(JudgeKind, load_object(JUDGES[name], "judge.kind"))
 
 
-def _check_choice(field: str, value: str, choices: Sequence[str]) -> None:
+def _check_choice(field: str, value: str, choices: Collection[str]) -> None:
     if value not in choices:
         raise InputError(f"{field}={value}: unknown; {suggestion(value, choices)}")
 
