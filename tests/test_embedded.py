@@ -29,7 +29,7 @@ from llm.embedded.build import (
     style_shares,
 )
 from llm.embedded.judges import JUDGES, STYLE_GAME, embedded_judge, style_table
-from llm.judges import build_judge
+from llm.judges.build import build_judge
 from llm.policy.log_probs import PromptResponse
 from llm.policy.model import Policy
 from solvers.arrays import logsumexp, normalise
@@ -78,7 +78,7 @@ def test_an_embedded_judge_is_a_judge(name: str) -> None:
             [grammar.answer(topic, 0, style, rng) for style in (0, 1, 2)]
             for topic in ("tea", "rain")
         ]
-    preference = build_judge("embedded", embedded_judge(name))(prompts, responses)
+    preference = build_judge("embedded", name)(prompts, responses)
     assert preference.shape == (2, 3, 3)
     assert np.ptp(preference[0]) > 0.1
 
@@ -103,7 +103,7 @@ def test_the_length_judge_likes_more_words() -> None:
 def test_an_unknown_embedded_name_is_answered_with_the_known() -> None:
     with pytest.raises(InputError, match="game, styles, length"):
         embedded_judge("taste")
-    with pytest.raises(InputError, match="embedded:game, embedded:text"):
+    with pytest.raises(InputError, match=r"embedded:poem: .*choose from game, text"):
         directory("embedded:poem")
 
 

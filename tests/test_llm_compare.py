@@ -25,11 +25,10 @@ from llm.config.recipes import recipes
 from llm.config.schema import BudgetConfig, ModelConfig
 from llm.data.examples import Prompt
 from llm.embedded import HERE, game
-from llm.embedded.judges import embedded_judge
 from llm.evaluation import comparison_report as side_by_side
 from llm.evaluation import win_rates as pairwise
 from llm.evaluation.win_rates import evaluated
-from llm.judges import build_judge
+from llm.judges.build import build_judge
 from llm.policy.log_probs import PromptResponse
 from llm.policy.model import Policy
 from llm.run import comparison
@@ -257,7 +256,7 @@ def said(texts: list[list[str]]) -> Responses:
 
 
 def test_sampled_win_rates_are_means_over_prompts_with_their_errors(tmp_path: Path) -> None:
-    judge = build_judge("embedded", embedded_judge("length"))
+    judge = build_judge("embedded", "length")
     short = said([["a", "b"], ["a", "a"], ["c", "c"]])
     long = said([["a b c", "a"], ["a b", "a"], ["a", "a b c d"]])
     longer = said([["a b c d e f"] * 2] * 3)

@@ -65,10 +65,10 @@ def test_another_fit_or_rule_does_not_inherit_options() -> None:
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        ({"a": {"extends": "a.yaml"}}, "a.yaml: extends a.yaml, which extends it again"),
+        ({"a": {"extends": "a.yaml"}}, "a.yaml: extends a.yaml, which extends this file"),
         (
             {"a": {"extends": "b.yaml"}, "b": {"extends": "c.yaml"}, "c": {"extends": "b.yaml"}},
-            "c.yaml: extends b.yaml, which extends it again",
+            "c.yaml: extends b.yaml, which extends this file",
         ),
         (
             {"a": {"extends": "embeded-game"}},

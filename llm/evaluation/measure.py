@@ -9,7 +9,7 @@ import numpy as np
 from llm.evaluation import statistics
 
 # TODO module import metrics
-from llm.judges import Judge
+from llm.judges.model import Judge
 from llm.judges.stored import judge_responses
 from llm.sampling.responses import Responses
 from llm.storage.chunks import Work

@@ -15,7 +15,7 @@ from games import PreferenceGame
 from games.errors import InputError
 from llm.data.examples import Prompt
 from llm.evaluation import statistics
-from llm.judges import Judge
+from llm.judges.model import Judge
 from llm.judges.stored import judge_responses
 from llm.sampling.responses import Responses
 from llm.storage.chunks import Work

@@ -13,9 +13,9 @@ from llm.config.schema import TrainConfig
 from llm.data.examples import Examples, Prompt, read_examples
 from llm.data.prompts import PromptSet, load_prompts
 from llm.embedded import resolve
-from llm.embedded.judges import embedded_judge
 from llm.evaluation.exact import Beside, aim, beside
-from llm.judges import Judge, build_judge, judge_device
+from llm.judges.build import build_judge, judge_device
+from llm.judges.model import Judge
 from llm.policy.adapters import ADAPTER_WEIGHTS
 from llm.policy.fitting import accumulation, training_arguments
 from llm.policy.memory import out_of_memory
@@ -178,11 +178,10 @@ def load_judge(config: TrainConfig) -> tuple[Judge | None, torch.device]:
     settings = config.judge
     if settings.kind == "none":
         return None, torch.device("cpu")
-    path = embedded_judge(settings.path) if settings.kind == "embedded" else settings.path
     device = judge_device(settings.device)
     judge = build_judge(
         settings.kind,
-        path,
+        settings.path,
         preference=settings.preference,
         batch_size=settings.batch_size,
         max_length=settings.max_length,

@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Protocol
 
 from games.errors import InputError
 from games.lookup import load_object, suggestion
+from llm.config.registries import ENGINES
 from llm.config.schema import SampleConfig
 
 if TYPE_CHECKING:
     from llm.policy.model import Policy
 
 logger = logging.getLogger(__name__)
-
-# name -> import path of a factory (Policy, SampleConfig) -> Engine; imported when it is asked for.
-ENGINES = {"transformers": "llm.sampling.transformers_engine:TransformersEngine"}
 
 
 @dataclass(frozen=True)
