@@ -1,4 +1,4 @@
-"""Measure, and print a Markdown table: python -m benchmarks [NAME ...]."""
+"""Runs the benchmarks and prints a Markdown table: python -m benchmarks [NAME ...]."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import platform
 from importlib import metadata
 from pathlib import Path
 
-# Before numpy is imported. Two threads on busy cores were measured up to 30 times slower than one.
+# Before numpy is imported. Two threads on busy cores were up to 30 times slower than one.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 os.environ["MKL_NUM_THREADS"] = "1"
@@ -22,10 +22,14 @@ PACKAGES = ("numpy", "scipy", "cvxpy", "clarabel", "nashpy", "quantecon", "numba
 
 
 def main() -> None:
-    """Print the machine, then each row as it is measured."""
+    """Prints a description of the machine, then each row when it is finished."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(ROWS)}; default all")
-    parser.add_argument("--seconds", type=float, default=20, help="per line, or two rounds")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"{', '.join(ROWS)} (default: all)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=20, help="minimum time per row (at least two rounds)"
+    )
     args = parser.parse_args()
     unknown = set(args.names) - set(ROWS)
     if unknown:

@@ -1,4 +1,4 @@
-"""One piece of work, done by nashplay and by its peers in turns, and the ratio of what it took."""
+"""A task solved by nashplay and by its peers in turns, and the ratio of their times."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy as np
 
 Run = Callable[[], Any]
 
-TURN = 0.5  # seconds: whoever is quicker repeats the work for that long before the next one's turn
-FEWEST_ROUNDS = 2  # the first holds imports and compilation
+TURN = 0.5  # seconds: a faster contestant repeats the task for this long in each turn
+FEWEST_ROUNDS = 2  # the first includes imports and compilation
 
 HEADER = """\
 | work | nashplay | peer | | ratio | target | met | error: nashplay, peer | load |
@@ -22,14 +22,14 @@ HEADER = """\
 
 
 def seconds(run: Run) -> tuple[float, Any]:
-    """What it took, and the answer."""
+    """Run time in seconds, and the answer."""
     began = time.perf_counter()
     answer = run()
     return time.perf_counter() - began, answer
 
 
 def peak_bytes(run: Run) -> tuple[float, Any]:
-    """The most memory that was allocated at once, and the answer."""
+    """Peak of allocated memory in bytes, and the answer."""
     tracemalloc.start()
     answer = run()
     _, peak = tracemalloc.get_traced_memory()
@@ -39,7 +39,10 @@ def peak_bytes(run: Run) -> tuple[float, Any]:
 
 @dataclass(frozen=True)
 class Peer:
-    """`run` does `share` of the work; the rest is extrapolated. `answers`: in nashplay's form."""
+    """`run` does the fraction `share` of the work; its time is extrapolated.
+
+    `answers`: whether it returns an answer in the format of nashplay.
+    """
 
     name: str
     run: Run
@@ -49,11 +52,12 @@ class Peer:
 
 @dataclass(frozen=True)
 class Contest:
-    """Who answers the question of `work` with what effort; the fastest of the peers counts.
+    """A comparison of nashplay with the fastest of its peers on a task.
 
-    error      of an answer; nashplay's must not exceed `tolerance`
-    faster     the ratio is peer/nashplay and must be at least `target`; else nashplay/peer, at most
-    target     None: for information
+    error      function of an answer; nashplay's error must not exceed `tolerance`
+    faster     True: the ratio is peer/nashplay and must be at least `target`; False: it is
+               nashplay/peer and must be at most `target`
+    target     None: no target
     """
 
     work: str
@@ -66,7 +70,7 @@ class Contest:
     measure: Callable[[Run], tuple[float, Any]] = seconds
 
     def play(self, budget: float) -> str:
-        """A line of the table, from at least FEWEST_ROUNDS rounds and `budget` seconds of them."""
+        """The row of the table, from at least FEWEST_ROUNDS rounds and `budget` seconds."""
         contestants = (Peer("nashplay", self.ours), *self.peers)
         least, answers, loads = [np.inf] * len(contestants), [None] * len(contestants), []
         began, rounds = time.perf_counter(), 0

@@ -1,7 +1,7 @@
-"""How far each sampler of the geometric mixture is from it, and what it costs.
+"""Error and cost of the samplers of the geometric mixture.
 
-python -m benchmarks.mixtures prints the tables of docs/geometric-mixture.md: some four minutes, in
-the environment of `make install` (torch, transformers, peft), without the peers.
+python -m benchmarks.mixtures prints the tables of docs/geometric-mixture.md. It takes about four
+minutes and needs the environment of `make install` (torch, transformers, peft), not the peers.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from tests.tiny_models import save_causal_lm, symbol_tokenizer
 
 from .__main__ import _processor
 
-# --- laws -----------------------------------------------------------------------------------------
+# --- distributions ------------------------------------------------------------------------------
 
 
 def total_variation(p: np.ndarray, q: np.ndarray) -> float:
@@ -52,7 +52,7 @@ def kl(p: np.ndarray, q: np.ndarray) -> float:
 
 
 def weighted_draw(log_proposal: np.ndarray, log_target: np.ndarray, k: int) -> np.ndarray:
-    """(n,), (n,) -> (n,): the law of one of K samples, drawn with self-normalised weights.
+    """(n,), (n,) -> (n,): distribution of one of K samples, chosen by its self-normalized weight.
 
     With w = target/proposal up to a constant, K p(y) w(y) E[1/(w(y) + S)], S the sum of the other
     K − 1 weights, and 1/(w + S) = ∫ exp(−t(w + S)) dt over t > 0: one integral, no enumeration.
@@ -72,12 +72,12 @@ def weighted_draw(log_proposal: np.ndarray, log_target: np.ndarray, k: int) -> n
 
 
 def effective_share(log_weight: np.ndarray) -> np.ndarray:
-    """(..., K) -> (...,): (Σw)²/(K Σw²), how many of K weighted samples count."""
+    """(..., K) -> (...,): (Σw)²/(K Σw²), the effective sample size over K."""
     weight = np.exp(log_weight - log_weight.max(-1, keepdims=True))
     return weight.sum(-1) ** 2 / (weight.shape[-1] * (weight**2).sum(-1))
 
 
-# --- distances, on a model whose responses can be listed ------------------------------------------
+# --- distances, on a model whose responses can be enumerated -------------------------------------
 
 EOS = 1
 LENGTH = 4
@@ -91,7 +91,7 @@ SHORT, LONG = 25, 200  # optimizer steps
 
 
 def responses() -> list[tuple[int, ...]]:
-    """All 341 of at most four tokens, out of four that go on and one that ends."""
+    """All 341 responses: at most four tokens, of which the end-of-sequence token is the last."""
     others = [0, 2, 3, 4]
     ended = [(*r, EOS) for n in range(LENGTH) for r in product(others, repeat=n)]
     return ended + list(product(others, repeat=LENGTH))
@@ -99,7 +99,7 @@ def responses() -> list[tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class Enumerable:
-    """A random model of two layers, and an adapter in a random direction."""
+    """A random model with two layers and a random adapter."""
 
     policy: Policy
     direction: Sequence[torch.Tensor]
@@ -115,23 +115,23 @@ class Enumerable:
         return cls(policy, [torch.randn(p.shape, generator=generator) for p in start], start)
 
     def move(self, scale: float) -> None:
-        """The adapter `scale` away from its start, where π_θ = μ."""
+        """Moves the adapter `scale` away from its start, where π_θ = μ."""
         trained = [p for p in self.policy.model.parameters() if p.requires_grad]
         with torch.no_grad():
             for p, start, direction in zip(trained, self.start, self.direction, strict=True):
                 p.copy_(start + scale * direction)
 
     def move_to(self, distance: float) -> None:
-        """The adapter where the mean KL(π_θ‖μ) of the prompts is `distance`."""
+        """Moves the adapter so that the mean KL(π_θ‖μ) over the prompts is `distance`."""
 
         def excess(scale: float) -> float:
             self.move(scale)
             return float(np.mean([kl(*self.laws(prompt)) for prompt in PROMPTS])) - distance
 
-        self.move(brentq(excess, 0.0, 0.12, xtol=1e-4))  # it grows up to there
+        self.move(brentq(excess, 0.0, 0.12, xtol=1e-4))  # KL increases on this interval
 
     def laws(self, prompt: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """log of what acts, with the adapters and without, of all responses."""
+        """Log-probabilities of all responses with and without the active adapters."""
         own, reference = (
             self.policy.log_probs(self.listed(prompt), batch_size=512, adapter=on).double().numpy()
             for on in (True, False)
@@ -143,13 +143,13 @@ class Enumerable:
 
 
 def samplers(model: Enumerable, share: float) -> dict[str, list[np.ndarray]]:
-    """{sampler: its law given each prompt, as logs}."""
+    """{sampler: its log-probabilities of all responses, for each prompt}."""
     policy, done = model.policy, []
     at: dict[int, list[np.ndarray]] = {}
 
     def after_step(more: int) -> None:
         done.append(more)
-        if len(done) in (SHORT, LONG):  # the sampler is what acts
+        if len(done) in (SHORT, LONG):  # the sampler is the active adapter
             at[len(done)] = [model.laws(prompt)[0] for prompt in PROMPTS]
 
     with tempfile.TemporaryDirectory() as directory:
@@ -173,10 +173,10 @@ def samplers(model: Enumerable, share: float) -> dict[str, list[np.ndarray]]:
         trained = at[LONG][number]
         for name, law in {
             "true": normalise(target),
-            "π_θ as it is": own,
+            "π_θ, unweighted": own,
             "(a) π_θ, weighted, K = 8": np.log(weighted_draw(own, target, 8)),
             "(a) π_θ, weighted, K = 64": np.log(weighted_draw(own, target, 64)),
-            "(b) token by token": token,
+            "(b) token-level mixing": token,
             "(b) and weighted, K = 8": np.log(weighted_draw(token, target, 8)),
             f"(c) GFlowNet, {SHORT} steps": at[SHORT][number],
             f"(c) GFlowNet, {LONG} steps": trained,
@@ -187,7 +187,7 @@ def samplers(model: Enumerable, share: float) -> dict[str, list[np.ndarray]]:
 
 
 def distances() -> None:
-    """The table of distances: total variation and KL(mixture‖law), means over the prompts."""
+    """Table of distances: total variation and KL(mixture‖q), averaged over the prompts."""
     columns: dict[str, dict[str, str]] = {}
     with tempfile.TemporaryDirectory() as directory:
         model = Enumerable.load(Path(directory))
@@ -203,7 +203,7 @@ def distances() -> None:
     print_table("sampler", columns)
 
 
-# --- what it costs, on a model of text ------------------------------------------------------------
+# --- cost, on a text model ------------------------------------------------------------------------
 
 DRAWS = 16
 TEXT = SampleConfig(max_new_tokens=80, batch_size=128)
@@ -215,7 +215,7 @@ TEXT_TRAINING = GFlowNetConfig(
 
 
 def costs() -> None:
-    """The table of seconds, and of how many of the samples count once they are weighted."""
+    """Table of CPU times and effective sample sizes."""
     path = embedded.directory("embedded:text")
     assert path is not None
     policy = Policy.load(ModelConfig(path=str(path), device="cpu"), LoraConfig(rank=8, alpha=16.0))
@@ -264,7 +264,7 @@ def costs() -> None:
     first = 0.0
     draws: dict[str, tuple[str, Callable[[], Any]]] = {
         "(a) π_θ, weighted": ("1", of_policy),
-        "(b) token by token": ("2", by_token),
+        "(b) token-level mixing": ("2", by_token),
         "(c) GFlowNet": ("1", by_gflownet),
     }
     for name, (passes, draw) in draws.items():
@@ -280,16 +280,16 @@ def costs() -> None:
             distance = (own - reference).mean()
         counting = effective_share(target - logq.double().numpy()).mean()
         rows[name] = {
-            "passes a token": passes,
+            "forward passes per token": passes,
             "CPU seconds": f"{seconds:.2f}",
             "ratio": f"{seconds / first:.2f}",
             "CPU seconds of training": f"{training:.0f}" if draw is by_gflownet else "0",
-            f"of K = {DRAWS} count": f"{counting:.1%}",
+            f"effective sample size, K = {DRAWS}": f"{counting:.1%}",
         }
     print(
-        f"{len(prompts)} prompts, {DRAWS} responses each, of {length:.0f} tokens in the mean; "
-        f"KL(π_θ‖μ) = {distance:.1f} nats a response; share = {TEXT_SHARE:g}; "
-        f"{steps(TEXT_TRAINING, len(prompts))} steps of training\n"
+        f"{len(prompts)} prompts, {DRAWS} responses each, with {length:.0f} tokens on average; "
+        f"KL(π_θ‖μ) = {distance:.1f} nats per response; share = {TEXT_SHARE:g}; "
+        f"{steps(TEXT_TRAINING, len(prompts))} training steps\n"
     )
     print_table("sampler", rows)
 
@@ -305,7 +305,7 @@ def print_table(corner: str, rows: dict[str, dict[str, str]]) -> None:
 
 
 def main() -> None:
-    """Print the machine and both tables."""
+    """Prints a description of the machine and both tables."""
     torch.set_num_threads(1)
     packages = ", ".join(f"{n} {metadata.version(n)}" for n in ("torch", "transformers", "peft"))
     print(f"{_processor()}, {os.cpu_count()} cores, 1 thread; {packages}; ", end="")

@@ -1,6 +1,6 @@
-"""What a user without nashplay would call; each peer answers with log-probabilities.
+"""Other libraries for the same tasks; each function returns log-probabilities.
 
-nashpy and quantecon are imported where they are used: only the benchmarks' environment has them.
+nashpy and quantecon are imported in functions: they are installed only for the benchmarks.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def quantecon_lemke_howson(payoffs: np.ndarray) -> np.ndarray:
 
 
 def quantecon_compiled_loop(payoffs: np.ndarray) -> np.ndarray:
-    """(B, n, n) -> (B, n): the simplex method again, called from a loop that numba compiles too."""
+    """(B, n, n) -> (B, n): the same simplex method, called from a loop compiled by numba."""
     return _log(_compiled_loop()(payoffs))
 
 
@@ -69,7 +69,7 @@ def _compiled_loop() -> Callable[[np.ndarray], np.ndarray]:
 
 
 def cvxpy_log_sum_exp(payoff: np.ndarray, tau: float) -> np.ndarray:
-    """(n, n) -> (n,): min_x τ Σ x log x + τ log Σ exp(−(xᵀA)/τ), as one would write it down."""
+    """(n, n) -> (n,): min_x τ Σ x log x + τ log Σ exp(−(xᵀA)/τ), in the straightforward form."""
     import cvxpy as cp
 
     x = cp.Variable(len(payoff))
@@ -105,7 +105,7 @@ def _objective(x, losses, tau: float):
 
 
 def _log(policy: np.ndarray) -> np.ndarray:
-    """Log-probabilities of what a solver returns, which may be −1e-12 or add up to 1 + 1e-9."""
+    """Log-probabilities of a solver's policy, whose entries may be −1e-12 or add up to 1 + 1e-9."""
     policy = np.maximum(policy, 0)
     with np.errstate(divide="ignore"):
         return np.log(policy / policy.sum(axis=-1, keepdims=True))

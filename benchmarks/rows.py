@@ -1,4 +1,4 @@
-"""The work that is measured: one function for each row of the targets, sizes as arguments."""
+"""The benchmarks: one function per row of the table, with the sizes as arguments."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ SEED = 0
 
 
 def large(sizes: Sequence[int] = (1000, 2000)) -> Iterator[Contest]:
-    """The unregularised equilibrium of one large game."""
+    """The unregularized equilibrium of one large game."""
     for n, target in zip(sizes, (10, 12), strict=True):
         game = _game(n)
         yield Contest(
-            f"unregularised equilibrium, n = {n}",
+            f"unregularized equilibrium, n = {n}",
             lambda game=game: equilibrium(game).logp,
             (Peer("HiGHS interior point", partial(peers.highs_interior_point, game.payoff)),),
             partial(_gap, game.payoff),
@@ -38,7 +38,7 @@ def large(sizes: Sequence[int] = (1000, 2000)) -> Iterator[Contest]:
 
 
 def small(count: int = 1000, sample: int = 50) -> Iterator[Contest]:
-    """The unregularised equilibria of many small games."""
+    """The unregularized equilibria of many small games."""
     game = _game(5, count)
     payoffs = game.payoff
     nashpy = Peer(
@@ -57,7 +57,7 @@ def small(count: int = 1000, sample: int = 50) -> Iterator[Contest]:
     goals = (((nashpy,), 100, True), (one_by_one, 1.5, False), ((compiled,), None, False))
     for contestants, target, faster in goals:
         yield Contest(
-            f"unregularised equilibria of {count:,} games, 5 × 5",
+            f"unregularized equilibria of {count:,} games, 5 × 5",
             lambda: equilibrium(game).logp,
             contestants,
             partial(_gap, payoffs),
@@ -67,7 +67,7 @@ def small(count: int = 1000, sample: int = 50) -> Iterator[Contest]:
         )
 
 
-def regularised(
+def regularized(
     cases: Sequence[tuple[int, float]] = ((1000, 0.1), (300, 0.01), (10, 0.01)),
 ) -> Iterator[Contest]:
     """The reverse-KL equilibrium of one game."""
@@ -76,7 +76,7 @@ def regularised(
         programs = (
             Peer("cvxpy, log_sum_exp", partial(peers.cvxpy_log_sum_exp, game.payoff, tau)),
             Peer(
-                "cvxpy, solvers.reference",
+                "cvxpy, solvers.convex",
                 lambda game=game, tau=tau: equilibrium_by_cvxpy(game, reverse_kl, tau).logp,
             ),
         )
@@ -125,7 +125,7 @@ def gmmd_step(n: int = 4000, eta: float = 0.4, tau: float = 0.1) -> Iterator[Con
         return step(rule(plays), plays)
 
     def error(found: np.ndarray) -> float:
-        """From the closed form in logs."""
+        """Distance from the closed form, in logs."""
         theta = (logp + eta * (payoff @ policy) + eta * tau * logp_ref) / (1 + eta * tau)
         return np.abs(found - log_softmax(theta)).max()
 
@@ -141,7 +141,7 @@ def gmmd_step(n: int = 4000, eta: float = 0.4, tau: float = 0.1) -> Iterator[Con
 
 
 def memory(n: int = 4000, tau: float = 0.1) -> Iterator[Contest]:
-    """The most that `solve` holds, from the payoff matrix as it was read to the last step."""
+    """Peak memory of `solve`, including the payoff matrix and its checks."""
     payoff = _game(n).payoff
 
     def ours() -> np.ndarray:
@@ -163,7 +163,7 @@ def memory(n: int = 4000, tau: float = 0.1) -> Iterator[Contest]:
 ROWS: dict[str, Callable[[], Iterator[Contest]]] = {
     "large": large,
     "small": small,
-    "regularised": regularised,
+    "regularized": regularized,
     "batch": batch,
     "step": gmmd_step,
     "memory": memory,
@@ -177,13 +177,13 @@ def _game(n: int, count: int | None = None) -> PreferenceGame:
 
 
 def _gap(payoff: np.ndarray, logp: np.ndarray) -> float:
-    """The largest duality gap of the games that were solved."""
+    """The largest duality gap of the solved games."""
     solved = payoff if payoff.ndim == 2 else payoff[: len(logp)]
     return float(np.abs(duality_gap(PreferenceGame(solved), logp)).max())
 
 
 def _residual(payoff: np.ndarray, tau: float, logp: np.ndarray) -> float:
-    """max Σ |π − π′| with π′ ∝ exp(Pπ/τ), which is π where it is the equilibrium; μ is uniform."""
+    """max Σ |π − π′| with π′ ∝ exp(Pπ/τ), which equals π in equilibrium; μ is uniform."""
     policy = np.exp(logp)
     solved = payoff if payoff.ndim == 2 else payoff[: len(logp)]
     response = np.exp(log_softmax((solved @ policy[..., None])[..., 0] / tau, axis=-1))

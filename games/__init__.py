@@ -1,4 +1,4 @@
-"""What is played: payoffs, their checks, named and random games, and reading them from files.
+"""Games: payoff tables and their validation, named and random games, loading from files.
 
 >>> from games import PreferenceGame, zoo
 >>> PreferenceGame([[0.5, 0.7], [0.3, 0.5]], labels=("new", "old"), name="A/B test").value

@@ -1,7 +1,7 @@
-"""What a table of numbers must pass before it is a game.
+"""Validation of payoff tables.
 
-Large tables are walked in blocks, so that a check allocates about a MiB however large n is. Every
-failure raises `InputError` with the place, in 1-based rows and columns or in labels.
+Tables are processed in blocks, so that a check allocates about 1 MiB regardless of n. A failed
+check raises `InputError` with the position of the entry: 1-based row and column, or labels.
 """
 
 from __future__ import annotations
@@ -14,40 +14,40 @@ from numpy.typing import ArrayLike
 from games.errors import InputError
 
 Labels = tuple[str, ...] | None
-BLOCK = 1 << 16  # entries looked at together
+BLOCK = 1 << 16  # entries per block
 LARGEST = np.finfo(np.float64).max
 
 
 def as_table(entries: ArrayLike) -> np.ndarray:
-    """(..., m, n) in float64 and C order, not copied where it is so already."""
+    """(..., m, n) as float64 in C order; copies only if dtype or order differ."""
     try:
         if np.iscomplexobj(entries):
             raise TypeError
         table = np.asarray(entries, dtype=np.float64, order="C")
     except (TypeError, ValueError, OverflowError):
-        raise InputError("give rows of equal length that hold real numbers only") from None
+        raise InputError("the table must have rows of equal length, of real numbers") from None
     if table.size == 0:
         raise InputError("the table is empty")
     if table.ndim < 2:
-        raise InputError(f"the table has shape {table.shape}; it needs rows and columns")
+        raise InputError(f"the table has shape {table.shape}; at least 2 dimensions are needed")
     return table
 
 
 def as_square(entries: ArrayLike, kind: str) -> np.ndarray:
-    """(..., n, n), otherwise as `as_table`."""
+    """Like `as_table`, and square: (..., n, n)."""
     table = as_table(entries)
     m, n = table.shape[-2:]
     if m != n:
-        raise InputError(f"the table is {m} x {n}; {kind} needs as many rows as columns")
+        raise InputError(f"the table is {m} x {n}; {kind} needs a square table")
     return table
 
 
 def as_labels(labels: Sequence[str] | None, count: int) -> Labels:
-    """One string for each of `count` rows, columns or actions."""
+    """The labels as a tuple of strings. Raises InputError unless there are `count` of them."""
     if labels is None:
         return None
     if len(labels) != count:
-        raise InputError(f"there are {len(labels)} labels for {count} actions; give one each")
+        raise InputError(f"{len(labels)} labels for {count} actions; give one label per action")
     return tuple(str(label) for label in labels)
 
 
@@ -57,9 +57,9 @@ def check_entries(
     column_labels: Labels,
     low: float = -LARGEST,
     high: float = LARGEST,
-    rule: str = "an entry must be a finite number",
+    rule: str = "entries must be finite numbers",
 ) -> None:
-    """Refuse an entry outside [low, high], NaN among them."""
+    """Raises InputError if an entry is NaN or outside [low, high]."""
     flat = table.reshape(-1, *table.shape[-2:])
     for games, rows in _blocks(flat):
         block = flat[games, rows]
@@ -73,7 +73,7 @@ def check_entries(
 def check_pairs(
     table: np.ndarray, labels: Labels, total: float, tolerance: float, rule: str
 ) -> None:
-    """Refuse table + tableᵀ that misses `total` by more than the tolerance; name the worst pair."""
+    """Raises InputError, naming the worst pair, unless table + tableᵀ = total to the tolerance."""
     flat = table.reshape(-1, *table.shape[-2:])
     worst, place = tolerance, None
     for games, rows in _blocks(flat):
@@ -85,36 +85,37 @@ def check_pairs(
     *batch, i, j = place
     entry = f"{where(place, labels, labels)} is {table[place]:.9g}"
     if i == j:
-        raise InputError(f"{entry}; against itself an action gets {total / 2:g}")
+        raise InputError(f"{entry}; entries on the diagonal must be {total / 2:g}")
     mirror = f"{where((j, i), labels, labels)} is {table[*batch, j, i]:.9g}"
     raise InputError(f"{entry} and {mirror}; the two must {rule}")
 
 
-def mend_pairs(table: np.ndarray, total: float) -> np.ndarray:
-    """Make table + tableᵀ = total exact; pairs that add up to it as floats keep every bit.
+def symmetrize(table: np.ndarray, total: float) -> np.ndarray:
+    """Make table + tableᵀ = total exact, for a total of 0 or 1.
 
-    The table itself where all do, else a new one. `total` is 0 or 1.
+    Pairs whose floating-point sum already equals the total are left unchanged. Returns the table
+    itself if this holds for all pairs, otherwise a new array.
     """
     flat = table.reshape(-1, *table.shape[-2:])
     if all((_pair_sums(flat, *block) == total).all() for block in _blocks(flat)):
         return table
-    mended = np.empty_like(flat)
+    result = np.empty_like(flat)
     for games, rows in _blocks(flat):
         here, there = flat[games, rows], _mirrored(flat, games, rows)
         fitted = total / 2 + (here / 2 - there / 2)
-        mended[games, rows] = np.where(_pair_sums(flat, games, rows) == total, here, fitted)
-    return mended.reshape(table.shape)
+        result[games, rows] = np.where(_pair_sums(flat, games, rows) == total, here, fitted)
+    return result.reshape(table.shape)
 
 
 def refuse(wrong: np.ndarray, labels: Labels, rule: str) -> None:
-    """(..., n, n) booleans: name the first true one, if any."""
+    """Raises InputError with the position of the first true entry of (..., n, n), if any."""
     if wrong.any():
         place = tuple(int(i) for i in np.unravel_index(wrong.argmax(), wrong.shape))
         raise InputError(f"{where(place, labels, labels)}: {rule}")
 
 
 def where(place: tuple[int, ...], row_labels: Labels, column_labels: Labels) -> str:
-    """For instance "row 1, column 2" or "row 'A', column 'B'"; a game of a batch comes first."""
+    """Position in words: "row 1, column 2", "row 'A', column 'B'" or "game 3, row 1, column 2"."""
     *batch, row, column = place
     game = f"game {', '.join(str(index + 1) for index in batch)}, " if batch else ""
     row_name = repr(row_labels[row]) if row_labels else row + 1
@@ -123,7 +124,7 @@ def where(place: tuple[int, ...], row_labels: Labels, column_labels: Labels) -> 
 
 
 def _blocks(flat: np.ndarray) -> Iterator[tuple[slice, slice]]:
-    """Cut (B, m, n) into whole small games, or into the rows of one large game."""
+    """Slices of (B, m, n): several games, or some rows of one large game."""
     count, m, n = flat.shape
     games, rows = max(1, BLOCK // (m * n)), max(1, BLOCK // n)
     for game in range(0, count, games):
@@ -136,12 +137,12 @@ def _mirrored(flat: np.ndarray, games: slice, rows: slice) -> np.ndarray:
 
 
 def _pair_sums(flat: np.ndarray, games: slice, rows: slice) -> np.ndarray:
-    with np.errstate(over="ignore"):  # an infinite sum is refused like any other wrong one
+    with np.errstate(over="ignore"):  # an infinite sum fails the check as well
         return flat[games, rows] + _mirrored(flat, games, rows)
 
 
 def _place(table: np.ndarray, games: slice, rows: slice, block: np.ndarray) -> tuple[int, ...]:
-    """The index into the table of a block's largest entry."""
+    """Index into the table of the largest entry of a block."""
     game, row, column = np.unravel_index(block.argmax(), block.shape)
     batch = np.unravel_index(games.start + game, table.shape[:-2]) if table.ndim > 2 else ()
     return *(int(index) for index in batch), int(rows.start + row), int(column)

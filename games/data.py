@@ -1,4 +1,4 @@
-"""The game of self-play fine-tuning: imitate a data distribution."""
+"""Self-play fine-tuning as a game: the policy imitates a data distribution."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from games.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class DataGame:
-    """A distribution (..., n) of answers, to be told from what the policy generates.
+    """Target distribution (..., n) over responses, for SPIN and α-SPIN; there are no preferences.
 
-    What SPIN and α-SPIN play: no preferences, only data. Raises InputError unless all entries are
-    positive and each distribution sums to 1 within 1e-6.
+    Raises InputError unless all entries are positive and each distribution sums to 1 within 1e-6.
     """
 
     data: np.ndarray = field(repr=False)
@@ -28,7 +27,7 @@ class DataGame:
         if data.ndim == 0 or data.shape[-1] == 0 or not np.isfinite(data).all():
             raise InputError("the data distribution must be a non-empty vector of finite numbers")
         if (data <= 0).any() or (abs(data.sum(axis=-1) - 1) > 1e-6).any():
-            raise InputError("the data distribution needs positive entries that sum to 1")
+            raise InputError("the data distribution must have positive entries that sum to 1")
         data = data / data.sum(axis=-1, keepdims=True)
         data.setflags(write=False)
         object.__setattr__(self, "data", data)

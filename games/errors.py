@@ -1,5 +1,5 @@
-"""The one exception for input that a user has to mend."""
+"""The exception for invalid input."""
 
 
 class InputError(ValueError):
-    """Bad input: one line that names the file or the field, and the mend."""
+    """Invalid input. The message is one line: what is wrong, where, and how to fix it."""

@@ -1,6 +1,6 @@
-"""From the bytes of a file to a table of numbers with labels, whatever the numbers mean.
+"""Reads tables of numbers with labels from files, regardless of what the numbers mean.
 
-Failures raise `InputError` with the line or the row; `loading` puts the name of the file before it.
+Errors raise `InputError` with the line or row; `loading` prefixes the name of the file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from games.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class Sheet:
-    """What a file holds: numbers, and the labels and the table of ties that may come with them."""
+    """Contents of a file: a table, optional labels, and optional counts of ties."""
 
     table: np.ndarray
     row_labels: Labels = None
@@ -31,11 +31,11 @@ class Sheet:
 
 
 def read(path: Path) -> Sheet:
-    """The sheet in a .csv, .txt, .json, .npy or .npz file; raises InputError or OSError."""
+    """Reads a .csv, .txt, .json, .npy or .npz file. Raises InputError or OSError."""
     with path.open("rb") as file:
         ending = path.suffix.lower()
         if ending not in READERS:
-            raise InputError(f"no format has the ending {ending!r}; use {', '.join(READERS)}")
+            raise InputError(f"unknown file extension {ending!r}; use {', '.join(READERS)}")
         return READERS[ending](file)
 
 
@@ -54,7 +54,7 @@ def _csv_lines(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
             if any(cells):
                 yield rows.line_num, cells
     except csv.Error as error:
-        raise InputError(f"line {rows.line_num} is no line of a table: {error}") from None
+        raise InputError(f"line {rows.line_num} could not be parsed: {error}") from None
 
 
 def _read_txt(file: BinaryIO) -> Sheet:
@@ -65,8 +65,8 @@ def _txt_lines(text: str) -> Iterator[tuple[int, list[str]]]:
     for number, line in enumerate(io.StringIO(text), 1):
         cells = line.partition("#")[0].split()
         if any("," in cell for cell in cells):
-            mend = "name the file .csv, or write decimals with a point"
-            raise InputError(f"line {number} has commas between white space; {mend}")
+            fix = "rename the file to .csv, or use decimal points"
+            raise InputError(f"line {number} has commas; {fix}")
         if cells:
             yield number, cells
 
@@ -77,16 +77,16 @@ def _text(file: BinaryIO) -> str:
     except UnicodeDecodeError:
         text = "\0"
     if "\0" in text:
-        raise InputError("this is not text; save it as UTF-8, or an array of numpy as .npy")
+        raise InputError("not a text file; save it as UTF-8, or a NumPy array as .npy")
     return text
 
 
 def _sheet_of_cells(lines: Iterator[tuple[int, list[str]]]) -> Sheet:
-    """Lines are (number from 1, cells). A header or a column of labels is known by having no number
-    in it, or by an empty corner where the labels are whole numbers."""
+    """Lines are (number from 1, cells). A header row or label column is recognized by containing no
+    number, or by an empty corner cell if the labels are whole numbers."""
     start, header = next(lines, (0, []))
     if not header:
-        raise InputError("the file is empty; give rows of numbers")
+        raise InputError("the file is empty; it must contain rows of numbers")
     numbered = header[0] == "" and all(name.isdecimal() for name in header[1:])
     headed = numbered or not any(_is_number(cell) for cell in header)
 
@@ -95,25 +95,25 @@ def _sheet_of_cells(lines: Iterator[tuple[int, list[str]]]) -> Sheet:
         if rows and len(cells) != rows[0].size + 1:
             raise InputError(
                 f"line {line} has {len(cells)} cells and line {at[0]} has {rows[0].size + 1}; "
-                "make all rows equally long"
+                "all rows must have the same length"
             )
         rows.append(np.array([_number(cell, line, j) for j, cell in enumerate(cells[1:], 2)]))
         firsts.append(cells[0])
         at.append(line)
     if not rows:
-        raise InputError("there is no row of numbers")
+        raise InputError("no row of numbers")
 
-    labelled = rows[0].size > 0 and (numbered or not any(_is_number(cell) for cell in firsts))
+    labeled = rows[0].size > 0 and (numbered or not any(_is_number(cell) for cell in firsts))
     table = np.stack(rows)
-    if not labelled:
+    if not labeled:
         numbers = [_number(cell, line, 1) for cell, line in zip(firsts, at, strict=True)]
         table = np.column_stack([numbers, table])
     columns = table.shape[1]
-    if headed and len(header) not in (columns, columns + labelled):
+    if headed and len(header) not in (columns, columns + labeled):
         raise InputError(f"line {start} has {len(header)} names for {columns} columns")
     return Sheet(
         table,
-        row_labels=tuple(firsts) if labelled else None,
+        row_labels=tuple(firsts) if labeled else None,
         column_labels=tuple(header[-columns:]) if headed else None,
     )
 
@@ -131,8 +131,8 @@ def _number(cell: str, line: int, column: int) -> float:
         return float(cell)
     except ValueError:
         found = repr(cell[:20]) if cell else "an empty cell"
-        mend = "; write decimals with a point" if "," in cell else ""
-        raise InputError(f"line {line}, column {column}: {found} is not a number{mend}") from None
+        fix = "; use decimal points" if "," in cell else ""
+        raise InputError(f"line {line}, column {column}: {found} is not a number{fix}") from None
 
 
 def _read_json(file: BinaryIO) -> Sheet:
@@ -140,7 +140,7 @@ def _read_json(file: BinaryIO) -> Sheet:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"this is not JSON: {error}") from None
+        raise InputError(f"invalid JSON: {error}") from None
     return _sheet_of_entries(content if isinstance(content, dict) else {"payoff": content})
 
 
@@ -148,20 +148,20 @@ def _read_numpy(file: BinaryIO) -> Sheet:
     try:
         content = np.load(file, allow_pickle=False)
         entries = {"payoff": content} if isinstance(content, np.ndarray) else dict(content)
-    except Exception:  # for a damaged file numpy, zipfile and tokenize raise a dozen kinds
-        mend = "pickled objects are never read; save an array of numbers by numpy.save"
-        raise InputError(f"no plain array can be read from it; {mend}") from None
+    except Exception:  # numpy, zipfile and tokenize raise many types for damaged files
+        fix = "pickled objects are not supported; save a numeric array with numpy.save"
+        raise InputError(f"not a readable NumPy array; {fix}") from None
     return _sheet_of_entries(entries)
 
 
 def _sheet_of_entries(entries: dict[str, Any]) -> Sheet:
-    """The table is named payoff or wins, or is the only one that is neither ties nor labels."""
+    """The table is under the key payoff or wins, or is the only entry besides ties and labels."""
     labels = entries.get("labels")
     tables = [key for key in entries if key != "ties" and not key.endswith("labels")]
     named = [key for key in ("payoff", "wins") if key in tables] or tables
     if len(named) != 1:
         found = ", ".join(map(repr, tables)) or "no table"
-        raise InputError(f"it holds {found}; name the one to read payoff or wins")
+        raise InputError(f"contains {found}; the table must be under the key payoff or wins")
     return Sheet(
         _table(entries[named[0]], named[0]),
         row_labels=_labels(entries.get("row_labels", labels)),
@@ -173,15 +173,15 @@ def _sheet_of_entries(entries: dict[str, Any]) -> Sheet:
 def _table(rows: Any, name: str) -> np.ndarray:
     if isinstance(rows, np.ndarray):
         if rows.dtype.kind not in "biuf":
-            raise InputError(f"{name} holds {rows.dtype}, not numbers")
+            raise InputError(f"{name} has dtype {rows.dtype}; it must be numeric")
         return rows.astype(np.float64, copy=False)
     if not isinstance(rows, list) or not rows:
-        raise InputError(f"{name} is not a list of rows that hold numbers")
+        raise InputError(f"{name} must be a list of rows of numbers")
     if not any(isinstance(row, list) for row in rows):
         rows = [rows]
     for i, row in enumerate(rows, 1):
         if not isinstance(row, list) or len(row) != len(rows[0]):
-            raise InputError(f"row {i} of {name} is not a list as long as the first row")
+            raise InputError(f"row {i} of {name} must be a list of the same length as row 1")
         for j, entry in enumerate(row, 1):
             if isinstance(entry, bool) or not isinstance(entry, int | float):
                 found = repr(str(entry)[:20])
@@ -189,7 +189,7 @@ def _table(rows: Any, name: str) -> np.ndarray:
     try:
         return np.array(rows, dtype=np.float64)
     except OverflowError:
-        raise InputError(f"{name} holds a whole number too large for a float") from None
+        raise InputError(f"{name} contains a whole number too large for a float") from None
 
 
 def _labels(labels: Any) -> Labels:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from games.checks import Labels
 from games.errors import InputError
 from games.files import Sheet, read
+from games.lookup import suggestion
 from games.matrix import MatrixGame, PreferenceGame, SkewGame
 from games.wins import from_wins
 
@@ -23,52 +23,53 @@ def load(
 ) -> PreferenceGame | SkewGame | MatrixGame:
     """The game in a .csv, .txt, .json, .npy or .npz file.
 
-    `kind` says what the numbers are: "preference" (P + Pᵀ = 1), "skew" (A = -Aᵀ), "zero_sum" (the
-    row player's payoff) or "wins" (counts, see `from_wins`, which takes the `prior`).
+    `kind` is "preference" (P + Pᵀ = 1), "skew" (A = -Aᵀ), "zero_sum" (the row player's payoff) or
+    "wins" (win counts; `prior` is passed to `from_wins`).
 
-    - .csv: commas, semicolons or tabs; a header row, a column of labels or both are recognised.
-    - .txt: white space, with comments from # to the end of the line; labels as in .csv.
-    - .json: a list of rows, or {"payoff": rows, "labels": [...]}; "wins" and "ties" hold counts,
-      "row_labels" and "column_labels" name the two sides of a zero-sum game.
-    - .npy: an array, with batch axes if need be; .npz: arrays under the keys of .json, or only one.
+    - .csv: separated by commas, semicolons or tabs; an optional header row and label column.
+    - .txt: separated by white space, comments from # to the end of the line; labels as in .csv.
+    - .json: a list of rows, or {"payoff": rows, "labels": [...]}; "wins" and "ties" are counts,
+      "row_labels" and "column_labels" the labels of the two players of a zero-sum game.
+    - .npy: an array, possibly with batch axes; .npz: arrays under the keys of .json, or one array.
 
-    Raises InputError, in one line that names the file, the place and the mend.
+    Raises InputError with one line that names the file, the position and the fix.
     """
     if kind not in KINDS:
-        near = difflib.get_close_matches(kind, KINDS, n=1) or KINDS
-        raise InputError(f"no kind of game is named {kind!r}; use {', '.join(near)}")
+        raise InputError(f"unknown kind of game {kind!r}: {suggestion(kind, KINDS)}")
     if prior is not None and kind != "wins":
-        raise InputError("a prior goes with counts of wins; leave it out, or read the file as wins")
+        raise InputError("prior applies only to win counts; leave it out, or read the file as wins")
     path = Path(path)
-    with _naming(path):
+    with _errors_name(path):
         sheet = read(path)
         try:
             return _game(sheet, kind, path.name, prior)
         except InputError as error:
             other = _kind_that_fits(sheet, kind)
-            mend = f"; the file fits --as {other}" if other else ""
-            raise InputError(f"{error}{mend}") from None
+            hint = f"; the file fits --as {other}" if other else ""
+            raise InputError(f"{error}{hint}") from None
 
 
 def load_reference(path: str | Path, n: int) -> np.ndarray:
-    """The probabilities (n,) in a file of n numbers, as a row, a column or a list.
+    """(n,): the reference policy in a file of n numbers, given as a row, a column or a list.
 
-    They must be positive, for every divergence from a zero is infinite, and add up to 1 to 1e-6;
-    then they are divided by their sum. Raises InputError.
+    The numbers must be positive (divergences from a reference with zeros are infinite) and add up
+    to 1 to 1e-6; they are then divided by their sum. Raises InputError.
     """
     path = Path(path)
-    with _naming(path):
+    with _errors_name(path):
         table = read(path).table
         if table.size != n or max(table.shape) != n:
-            raise InputError(f"the reference has shape {table.shape}; give one row of {n} numbers")
+            raise InputError(
+                f"the reference has shape {table.shape}; it must be one row of {n} numbers"
+            )
         reference = table.reshape(n)
         wrong = ~((reference > 0) & (reference <= 1))
         if wrong.any():
             found = f"entry {wrong.argmax() + 1} is {reference[wrong][0]:.9g}"
-            raise InputError(f"{found}; a reference gives every action a probability > 0")
+            raise InputError(f"{found}; every action needs a probability > 0")
         total = reference.sum()
         if abs(total - 1) > 1e-6:
-            raise InputError(f"the entries add up to {total:.9g}; divide them by their sum")
+            raise InputError(f"the entries add up to {total:.9g}, not 1; divide them by their sum")
         return reference / total
 
 
@@ -85,12 +86,15 @@ def _game(sheet: Sheet, kind: str, name: str, prior: float | None):
 def _common_labels(sheet: Sheet) -> Labels:
     rows, columns = sheet.row_labels, sheet.column_labels
     if rows and columns and rows != columns:
-        raise InputError("rows and columns have different labels; put both in the same order")
+        raise InputError(
+            "rows and columns have different labels; they must be the same, in the same order"
+        )
     return rows or columns
 
 
 def _kind_that_fits(sheet: Sheet, refused: str) -> str | None:
-    """What the table could be instead. Any table is zero_sum: no mend for counts of wins."""
+    """Another kind that accepts the table. Every table is a valid zero_sum game, so that is not
+    suggested for win counts."""
     whole = np.array_equal(sheet.table, np.round(sheet.table))
     for kind in KINDS:
         unlikely = (kind == "wins" and not whole) or (kind == "zero_sum" and refused == "wins")
@@ -102,14 +106,15 @@ def _kind_that_fits(sheet: Sheet, refused: str) -> str | None:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def _errors_name(path: Path) -> Iterator[None]:
+    """Turns errors of reading into InputError and prefixes its message with the path."""
     try:
         yield
     except FileNotFoundError:
-        raise InputError(f"{path}: there is no such file; check the path") from None
+        raise InputError(f"{path}: no such file") from None
     except IsADirectoryError:
-        raise InputError(f"{path}: this is a directory; name a file in it") from None
+        raise InputError(f"{path}: is a directory; give a file") from None
     except OSError as error:
-        raise InputError(f"{path}: it cannot be read: {error.strerror or error}") from None
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
     except InputError as error:
         raise InputError(f"{path}: {error}") from None

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def suggestion(name: object, known: Iterable[str]) -> str:
-    """What to write instead of an unknown name: the nearest of `known`, or all of them.
+    """Hint for an unknown name: the nearest of `known` if one is close, otherwise all of them.
 
     >>> suggestion("gmmmd", ["gmmd", "omd"])
     "did you mean 'gmmd'?"
@@ -31,8 +31,8 @@ def suggestion(name: object, known: Iterable[str]) -> str:
 def find(name: str, registry: Mapping[str, T], what: str, kind: type[T] | tuple[type, ...]) -> T:
     """The entry of that name, or the object at the import path `package.module:object`.
 
-    `what` names the kind of thing in messages ("rule"), `kind` is its class or classes. Raises
-    InputError for an unknown name (with the nearest one), an import that fails, and an object that
+    `what` describes the object in messages ("rule"); `kind` is its required class or classes.
+    Raises InputError for an unknown name (with the nearest one), a failed import, or an object that
     is not an instance of `kind`.
     """
     if ":" in name:
@@ -45,15 +45,15 @@ def find(name: str, registry: Mapping[str, T], what: str, kind: type[T] | tuple[
 def load_object(path: str, what: str, kind: Any = object) -> Any:
     """The object at the import path `package.module:object`.
 
-    Raises InputError where it cannot be imported or is not an instance of `kind` (a class or a
-    tuple of classes).
+    Raises InputError if it cannot be imported or is not an instance of `kind` (a class or a tuple
+    of classes).
     """
     module, _, attribute = path.partition(":")
     if not module or not attribute:
         raise InputError(f"{what} '{path}': expected an import path package.module:object")
     try:
         found = operator.attrgetter(attribute)(importlib.import_module(module))
-    except (Exception, SystemExit) as error:  # a module of the user may raise anything
+    except (Exception, SystemExit) as error:  # user code may raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(f"{what} '{path}' cannot be imported: {reason}") from None
     if not isinstance(found, kind):
@@ -63,12 +63,12 @@ def load_object(path: str, what: str, kind: Any = object) -> Any:
 
 
 def import_path(thing: object) -> str | None:
-    """`package.module:object` of a function or class that can be imported under it, else None."""
+    """Import path `package.module:object` of a function or class, or None if it has none."""
     module, name = getattr(thing, "__module__", None), getattr(thing, "__qualname__", None)
     if not isinstance(module, str) or not isinstance(name, str):
         return None
     try:
         found = operator.attrgetter(name)(importlib.import_module(module))
-    except (Exception, SystemExit):  # of a function body, or a module that cannot be imported
+    except (Exception, SystemExit):  # a local object, or a module that fails to import
         return None
     return f"{module}:{name}" if found is thing and module != "__main__" else None

@@ -1,7 +1,8 @@
 """Games given by a table of payoffs.
 
-A payoff is kept as read-only float64 in C order, and is not copied where it is so already. Leading
-axes `...` hold independent games. A table that makes no such game raises `InputError`.
+Payoffs are stored as read-only float64 arrays in C order; an array that already has this dtype and
+order is not copied. Leading axes `...` are batch axes: independent games. An invalid table raises
+`InputError`.
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ from games.checks import (
     as_table,
     check_entries,
     check_pairs,
-    mend_pairs,
+    symmetrize,
 )
 
-TOLERANCE = 1e-6  # by how much P + Pᵀ = 1 or A = -Aᵀ may be missed: rounding in float32 passes
+TOLERANCE = 1e-6  # allowed error in P + Pᵀ = 1 and A = -Aᵀ; float32 rounding is below it
 
 
 @dataclass(frozen=True, eq=False)
 class SymmetricGame(ABC):
-    """Both players choose among the same n actions, and either could be the row player.
+    """Base class of two-player games in which both players have the same n actions.
 
-    What is common to `PreferenceGame` and `SkewGame`: payoff (..., n, n) and its transpose add up
-    to twice `value`, which is what both players get in equilibrium. One label for each action.
+    The payoff (..., n, n) and its transpose add up to twice `value`, which is each player's payoff
+    in equilibrium. `labels` has one entry per action.
     """
 
     payoff: np.ndarray = field(repr=False)
@@ -44,13 +45,13 @@ class SymmetricGame(ABC):
         payoff = as_square(self.payoff, self.kind)
         labels = as_labels(self.labels, payoff.shape[-1])
         self._check(payoff, labels)
-        object.__setattr__(self, "payoff", _read_only(mend_pairs(payoff, 2 * self.value)))
+        object.__setattr__(self, "payoff", _read_only(symmetrize(payoff, 2 * self.value)))
         object.__setattr__(self, "labels", labels)
 
     @staticmethod
     @abstractmethod
     def _check(payoff: np.ndarray, labels: Labels) -> None:
-        """Raises InputError for a table of payoffs that makes no such game."""
+        """Raises InputError if the table is not a valid payoff of this kind of game."""
 
     @property
     def n(self) -> int:
@@ -62,19 +63,19 @@ class SymmetricGame(ABC):
 
 
 class PreferenceGame(SymmetricGame):
-    """P(row ≻ column), (..., n, n), in [0, 1]; P + Pᵀ = 1 to 1e-6, and exactly once inside."""
+    """P(row ≻ column), (..., n, n), in [0, 1], with P + Pᵀ = 1 to 1e-6 (stored exactly)."""
 
     kind = "preference"
     value = 0.5
 
     @staticmethod
     def _check(payoff: np.ndarray, labels: Labels) -> None:
-        check_entries(payoff, labels, labels, 0, 1, "a preference is a number between 0 and 1")
+        check_entries(payoff, labels, labels, 0, 1, "a preference must be between 0 and 1")
         check_pairs(payoff, labels, 1.0, TOLERANCE, "add up to 1")
 
 
 class SkewGame(SymmetricGame):
-    """What row wins from column, (..., n, n), in any unit; A = -Aᵀ to 1e-6 of its largest entry."""
+    """Row player's payoff, (..., n, n), in any unit, with A = -Aᵀ to 1e-6 of its largest entry."""
 
     kind = "skew"
     value = 0.0
@@ -83,12 +84,12 @@ class SkewGame(SymmetricGame):
     def _check(payoff: np.ndarray, labels: Labels) -> None:
         check_entries(payoff, labels, labels)
         scale = max(payoff.max(), -payoff.min())
-        check_pairs(payoff, labels, 0.0, TOLERANCE * scale, "be each other's negative")
+        check_pairs(payoff, labels, 0.0, TOLERANCE * scale, "be the negatives of each other")
 
 
 @dataclass(frozen=True, eq=False)
 class MatrixGame:
-    """What the row player wins from the column player, (..., m, n), in any unit."""
+    """Zero-sum game: the row player's payoff, (..., m, n), in any unit."""
 
     payoff: np.ndarray = field(repr=False)
     row_labels: Labels = None
@@ -120,6 +121,6 @@ class MatrixGame:
 
 
 def _read_only(table: np.ndarray) -> np.ndarray:
-    view = table.view()  # the caller's own array stays as writeable as it was
+    view = table.view()  # leaves the caller's own array writeable
     view.flags.writeable = False
     return view

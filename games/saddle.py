@@ -14,10 +14,10 @@ from games.errors import InputError
 class SaddlePointGame:
     """min over x, max over y of f(x, y) = α/2 x² + (x - 1)(y - 1) - α/2 y², on ℝ x ℝ.
 
-    Points x and y have shape (..., 1): vectors of ℝ^d with d = 1 behind batch axes. The truth of
-    the example is α = 2, its misspecified surrogate α = 1. Raises InputError unless α >= 0
-    (convex in x, concave in y). Source: RSPO (arXiv 2503.00030), App. D.1 and Fig. 4, where x is
-    called y′; first in Sokota et al. (2022).
+    Points x and y have shape (..., 1): batch axes, then ℝ^d with d = 1. In the example the true
+    game has α = 2 and its misspecified surrogate α = 1. Raises InputError unless α >= 0 (convex in
+    x, concave in y). Source: RSPO (arXiv 2503.00030), App. D.1 and Fig. 4, where x is called y′;
+    introduced by Sokota et al. (2022).
 
     >>> game = SaddlePointGame(alpha=1.0)
     >>> game.equilibrium
@@ -31,7 +31,7 @@ class SaddlePointGame:
             raise InputError(f"alpha is {self.alpha}; it must be a finite number >= 0")
 
     def f(self, x, y):
-        """(..., 1), (..., 1) -> (...,): what the player of x pays to the player of y."""
+        """(..., 1), (..., 1) -> (...,): the payoff of player y, which player x pays."""
         return (self.alpha / 2 * (x * x - y * y) + (x - 1) * (y - 1))[..., 0]
 
     def gradient(self, x, y):

@@ -1,4 +1,4 @@
-"""Preferences from counts of wins."""
+"""Preference games from win counts."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def from_wins(
 ) -> PreferenceGame:
     """P(i ≻ j) = (w_ij + t_ij/2 + prior)/(w_ij + w_ji + t_ij + 2 prior): (..., n, n) -> game.
 
-    `wins[i, j]` says how often i beat j, `ties[i, j] = ties[j, i]` how often neither did; both may
-    be fractions. `prior` is a count of wins added to each side of every pair: without it a pair
-    that never met is refused, never taken for even. The diagonal of P is 1/2, and the diagonals of
-    the counts must be 0: a table that has entries there is seldom one of wins.
+    `wins[i, j]` is how often i beat j, `ties[i, j] = ties[j, i]` how often they tied; fractions are
+    allowed. `prior` is a number of wins added to both sides of every pair. Without a prior, a pair
+    that never met raises InputError; it is not treated as even. The diagonals of the counts must be
+    0 (other values suggest that the table does not hold win counts); the diagonal of P is 1/2.
 
     >>> from_wins([[0, 3], [1, 0]]).payoff
     array([[0.5 , 0.75],
@@ -35,13 +35,15 @@ def from_wins(
     wins = _as_counts(wins, labels, "wins")
     ties = np.zeros_like(wins) if ties is None else _as_counts(ties, labels, "ties")
     if wins.shape != ties.shape:
-        raise InputError(f"wins have shape {wins.shape} and ties {ties.shape}; make them the same")
-    refuse(ties != _swap(ties), labels, "ties must be symmetric, for a tie counts on both sides")
-    ties = ties + np.eye(wins.shape[-1])  # every action ties with itself: the diagonal is 1/2
+        raise InputError(
+            f"wins have shape {wins.shape} but ties {ties.shape}; the shapes must be equal"
+        )
+    refuse(ties != _swap(ties), labels, "ties must be symmetric (a tie counts for both sides)")
+    ties = ties + np.eye(wins.shape[-1])  # makes the diagonal 1/2
     played = wins + _swap(wins) + ties
     if prior is None:
-        mend = "give a prior count of wins for each side (--prior 1, or prior=1 in Python)"
-        refuse(played == 0, labels, f"this pair never met; {mend}")
+        fix = "add a prior number of wins to each side (--prior 1, or prior=1 in Python)"
+        refuse(played == 0, labels, f"this pair never met; {fix}")
         prior = 0.0
     return PreferenceGame((wins + ties / 2 + prior) / (played + 2 * prior), labels, name)
 
@@ -49,7 +51,7 @@ def from_wins(
 def _as_counts(entries: ArrayLike, labels: Labels, what: str) -> np.ndarray:
     counts = as_square(entries, f"a table of {what}")
     labels = as_labels(labels, counts.shape[-1])
-    check_entries(counts, labels, labels, low=0, rule="a count must be a finite number >= 0")
+    check_entries(counts, labels, labels, low=0, rule="counts must be finite numbers >= 0")
     diagonal = (counts != 0) & np.eye(counts.shape[-1], dtype=bool)
     refuse(diagonal, labels, f"{what} of an action against itself must be 0")
     return counts

@@ -1,12 +1,10 @@
-"""Named games: each a function of its parameters, and by name through `get`.
+"""Named games: one function per game; `get` looks them up by name.
 
-Randomness comes from the generator that is passed. Sizes and parameters that make no game raise
-`InputError`.
+Random games take a generator. Invalid sizes and parameters raise `InputError`.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -16,6 +14,7 @@ from numpy.random import Generator
 from numpy.typing import ArrayLike
 
 from games.errors import InputError
+from games.lookup import suggestion
 from games.matrix import MatrixGame, PreferenceGame
 
 MAX_SIZE = 20_000  # a payoff of 3 GB
@@ -24,11 +23,11 @@ FIVE = ("rock", "scissors", "lizard", "paper", "spock")  # each beats the two th
 
 
 def league() -> PreferenceGame:
-    """Ten agents: a ladder of skill (Bradley-Terry) whose top three beat each other in a circle.
+    """Ten agents ordered by skill (Bradley-Terry), of which the top three form a cycle.
 
-    The game the commands play when none is named. Its equilibrium is (1/2, 3/10, 1/5) on the top
-    three and nothing on the ladder: unique, uneven, and on the boundary of the simplex, so that a
-    rule has to forget seven agents and still not cycle among the last three.
+    The default game of the commands. Its unique equilibrium is (1/2, 3/10, 1/5) on the top three
+    agents and 0 on the others. It is non-uniform and on the boundary of the simplex: a rule must
+    drop seven agents without cycling among the other three.
     """
     skill = np.array([0.0, 0.0, 0.0, -0.25, -0.5, -0.75, -1.0, -1.25, -1.5, -1.75])
     payoff = bradley_terry(skill).payoff.copy()
@@ -39,10 +38,10 @@ def league() -> PreferenceGame:
 def biased_rock_paper_scissors(
     weights: Sequence[float] = (1, 10, 5), strength: float = 0.5
 ) -> PreferenceGame:
-    """Rock, paper, scissors with uneven stakes: the equilibrium is proportional to `weights`.
+    """Rock, paper, scissors with unequal stakes: the equilibrium is proportional to `weights`.
 
-    P = 1/2 + A/2, where two actions play for `strength` times the third one's weight over the
-    largest weight. The default is OpenSpiel's biased rock-paper-scissors.
+    P = 1/2 + A/2, where |A_ij| is `strength` times the weight of the third action over the largest
+    weight. The default is OpenSpiel's biased rock-paper-scissors.
     """
     if len(weights) != 3 or not all(0 < weight < math.inf for weight in weights):
         raise InputError(f"weights are {weights}; give three finite numbers > 0")
@@ -58,12 +57,12 @@ def rock_paper_scissors() -> PreferenceGame:
 
 
 def cyclic(n: int, strength: float = 1.0) -> PreferenceGame:
-    """Each of n (odd) actions beats the (n - 1)/2 that follow it on a circle; uniform equilibrium.
+    """Each of n (odd) actions beats the next (n - 1)/2, cyclically; the equilibrium is uniform.
 
     P = 1/2 ± strength/2, strength in [0, 1].
     """
     if n < 3 or n % 2 == 0:
-        raise InputError(f"a cyclic game of {n} actions does not exist; n is odd and at least 3")
+        raise InputError(f"a cyclic game cannot have {n} actions; n must be odd and at least 3")
     ahead = (np.arange(n) - np.arange(n)[:, None]) % n
     sign = np.where(ahead > n // 2, -1.0, 1.0)
     np.fill_diagonal(sign, 0.0)
@@ -71,7 +70,7 @@ def cyclic(n: int, strength: float = 1.0) -> PreferenceGame:
 
 
 def rock_paper_scissors_lizard_spock() -> PreferenceGame:
-    """The cyclic game on five actions, by its popular name."""
+    """Rock, paper, scissors, lizard, Spock: the cyclic game on five actions."""
     return PreferenceGame(cyclic(5).payoff, FIVE, "rpsls")
 
 
@@ -80,7 +79,7 @@ def condorcet(
 ) -> PreferenceGame:
     """P(i, j) is the share of voters who rank i before j; a ranking lists 0..n-1, best first.
 
-    The default is Condorcet's cycle: three voters, each transitive, whose majority is not.
+    The default is Condorcet's cycle: three transitive voters whose majority preference is cyclic.
     """
     n = len(rankings[0])
     if any(sorted(ranking) != list(range(n)) for ranking in rankings):
@@ -91,7 +90,7 @@ def condorcet(
 
 
 def bradley_terry(rewards: ArrayLike) -> PreferenceGame:
-    """(..., n) -> game (..., n, n): P(i, j) = sigmoid(r_i - r_j), the transitive special case."""
+    """(..., n) -> game (..., n, n): P(i, j) = sigmoid(r_i - r_j); always transitive."""
     rewards = np.asarray(rewards, dtype=np.float64)
     payoff = _sigmoid(rewards[..., :, None] - rewards[..., None, :])
     return PreferenceGame(payoff, name=f"bradley_terry:{rewards.shape[-1]}")
@@ -100,17 +99,17 @@ def bradley_terry(rewards: ArrayLike) -> PreferenceGame:
 def blade_chest(
     n: int, dial: float, rng: Generator, strength: float = 2.0, batch_shape: tuple[int, ...] = ()
 ) -> PreferenceGame:
-    """Low-rank logits from transitive (dial 0) to cyclic (dial 1), n >= 3.
+    """Random game (..., n, n) with low-rank logits, from transitive (dial 0) to cyclic (dial 1).
 
-    logit P(i, j) = strength ((1 - dial)(r_i - r_j) + dial sin(θ_j - θ_i)): normal skills r against
-    the blade-chest model with its vectors on a circle, θ_i = 2π(i + u_i)/n, |u_i| <= 1/4. Then at
-    dial 1 every action beats the next, and the last beats the first.
+    logit P(i, j) = strength ((1 - dial)(r_i - r_j) + dial sin(θ_j - θ_i)), with normal skills r and
+    blade-chest vectors on the unit circle, θ_i = 2π(i + u_i)/n, |u_i| <= 1/4. At dial 1 every
+    action beats the next one, and the last beats the first. Requires n >= 3.
     Source: Chen and Joachims, Modeling Intransitivity in Matchup and Comparison Data (WSDM 2016).
     """
     if n < 3:
-        raise InputError(f"blade_chest of {n} actions has no cycle; give at least 3")
+        raise InputError(f"blade_chest needs at least 3 actions, not {n}")
     if not 0 <= dial <= 1:
-        raise InputError(f"dial is {dial}; it runs from 0 (transitive) to 1 (cyclic)")
+        raise InputError(f"dial is {dial}; it must be between 0 (transitive) and 1 (cyclic)")
     skill = rng.normal(size=(*batch_shape, n))
     angle = 2 * np.pi / n * (np.arange(n) + rng.uniform(-0.25, 0.25, size=(*batch_shape, n)))
     better = skill[..., :, None] - skill[..., None, :]
@@ -120,19 +119,19 @@ def blade_chest(
 
 
 def random(n: int, rng: Generator, batch_shape: tuple[int, ...] = ()) -> PreferenceGame:
-    """P(i, j) uniform on [0, 1] for i < j: no structure at all."""
+    """(..., n, n): P(i, j) independent and uniform on [0, 1] for i < j."""
     return PreferenceGame(
         0.5 + _antisymmetric(rng.uniform(-0.5, 0.5, size=(*batch_shape, n, n))), name=f"random:{n}"
     )
 
 
 def misspecified(game: PreferenceGame, noise: float, rng: Generator) -> PreferenceGame:
-    """A surrogate of `game`: normal noise of that standard deviation on the logits of P.
+    """`game` with normal noise of standard deviation `noise` added to the logits of P.
 
-    It stands for a learned preference model. A preference of exactly 0 or 1 has an infinite logit
-    and stays.
+    Simulates a learned preference model. Preferences of exactly 0 or 1 have infinite logits and do
+    not change.
     """
-    with np.errstate(divide="ignore"):  # log 0 = -inf is meant
+    with np.errstate(divide="ignore"):  # log 0 = -inf is intended
         log_p = np.log(game.payoff)
     logits = log_p - log_p.swapaxes(-1, -2)
     surrogate = _sigmoid(logits + _antisymmetric(noise * rng.normal(size=logits.shape)))
@@ -140,15 +139,15 @@ def misspecified(game: PreferenceGame, noise: float, rng: Generator) -> Preferen
 
 
 def matching_pennies() -> MatrixGame:
-    """The row player wins on equal sides, the column player on unequal ones."""
+    """The row player wins if both show the same side, otherwise the column player wins."""
     sides = ("heads", "tails")
     return MatrixGame(np.array([[1.0, -1.0], [-1.0, 1.0]]), sides, sides, "matching_pennies")
 
 
 def blotto(row_regiments: int = 4, column_regiments: int = 3) -> MatrixGame:
-    """Colonel Blotto over two posts: rectangular where the armies differ.
+    """Colonel Blotto with two posts; a rectangular game if the armies differ in size.
 
-    At each post the larger force wins one point for the post and one for each regiment it meets.
+    At each post the larger force wins one point plus one for each opposing regiment there.
     """
     ours, theirs = np.arange(row_regiments + 1), np.arange(column_regiments + 1)
 
@@ -164,7 +163,7 @@ def blotto(row_regiments: int = 4, column_regiments: int = 3) -> MatrixGame:
 
 def _preference(stakes: ArrayLike, strength: float) -> np.ndarray:
     if not 0 <= strength <= 1:
-        raise InputError(f"strength is {strength}; it must lie between 0 and 1")
+        raise InputError(f"strength is {strength}; it must be between 0 and 1")
     return 0.5 + np.asarray(stakes) / 2
 
 
@@ -181,26 +180,28 @@ Game = PreferenceGame | MatrixGame
 
 
 class _Entry(NamedTuple):
-    about: str
+    description: str
     make: Callable[[int, Generator], Game]
-    size: int | None = None  # what n is when none is named; None: the game has a size of its own
+    size: int | None = None  # default of n; None: the game has a fixed size
 
 
 _ENTRIES = {
     "league": _Entry(
-        "ten agents: a ladder of skill below three that go round in a circle",
+        "ten agents ordered by skill, of which the top three form a cycle",
         lambda n, rng: league(),
     ),
     "rps": _Entry("rock, paper, scissors", lambda n, rng: rock_paper_scissors()),
     "biased_rps": _Entry(
-        "rock, paper, scissors with uneven stakes", lambda n, rng: biased_rock_paper_scissors()
+        "rock, paper, scissors with unequal stakes", lambda n, rng: biased_rock_paper_scissors()
     ),
     "rpsls": _Entry(
         "rock, paper, scissors, lizard, Spock", lambda n, rng: rock_paper_scissors_lizard_spock()
     ),
-    "condorcet": _Entry("three voters whose majority is a cycle", lambda n, rng: condorcet()),
+    "condorcet": _Entry(
+        "three voters whose majority preference is cyclic", lambda n, rng: condorcet()
+    ),
     "cyclic": _Entry(
-        "each action beats the next (n - 1)/2 on a circle, n odd", lambda n, rng: cyclic(n), size=7
+        "each action beats the next (n - 1)/2, cyclically, n odd", lambda n, rng: cyclic(n), size=7
     ),
     "bradley_terry": _Entry(
         "transitive, from random rewards",
@@ -208,33 +209,31 @@ _ENTRIES = {
         size=10,
     ),
     "blade_chest": _Entry(
-        "half skill, half cycle, random", lambda n, rng: blade_chest(n, 0.5, rng), size=10
+        "random, half transitive and half cyclic", lambda n, rng: blade_chest(n, 0.5, rng), size=10
     ),
     "random": _Entry("independent uniform preferences", random, size=10),
     "misspecified": _Entry(
-        "the league as a noisy preference model sees it",
+        "league, with noise on the logits as in a learned preference model",
         lambda n, rng: misspecified(league(), 0.5, rng),
     ),
-    "matching_pennies": _Entry(
-        "zero-sum, 2 x 2: equal sides or not", lambda n, rng: matching_pennies()
-    ),
+    "matching_pennies": _Entry("zero-sum, 2 x 2", lambda n, rng: matching_pennies()),
     "blotto": _Entry(
-        "zero-sum, 5 x 4: four regiments against three at two posts", lambda n, rng: blotto()
+        "zero-sum, 5 x 4: four regiments against three, two posts", lambda n, rng: blotto()
     ),
 }
 
 DEFAULT = "league"
 NAMES: dict[str, str] = {
-    name: f"{about}; {name}:N for another size than {size}" if size else about
-    for name, (about, _, size) in _ENTRIES.items()
+    name: f"{description}; {name}:N for size N (default {size})" if size else description
+    for name, (description, _, size) in _ENTRIES.items()
 }
 
 
 def get(spec: str, seed: int = 0) -> Game:
     """The game named `spec`, such as "rps" or, with a size, "random:50".
 
-    The seed is used where the game is random. Raises InputError for an unknown name (with the
-    nearest one) or a size that makes no game.
+    `seed` matters only if the game is random. Raises InputError for an unknown name (with the
+    nearest one) or an invalid size.
 
     >>> get("rps").payoff
     array([[0.5, 0. , 1. ],
@@ -243,14 +242,21 @@ def get(spec: str, seed: int = 0) -> Game:
     """
     name, colon, size = spec.partition(":")
     if name not in _ENTRIES:
-        near = difflib.get_close_matches(name, _ENTRIES, n=1)
-        mend = f"did you mean {near[0]}?" if near else f"choose from {', '.join(_ENTRIES)}"
-        raise InputError(f"no game is named {name!r}; {mend}")
+        raise InputError(f"unknown game {_short(name)!r}: {suggestion(name, _ENTRIES)}")
     _, make, n = _ENTRIES[name]
     if colon:
         if n is None:
-            raise InputError(f"{spec}: {name} has a size of its own; leave out {colon + size!r}")
-        if not (size.isdecimal() and 0 < int(size) <= MAX_SIZE):
-            raise InputError(f"{spec}: the size must be a number from 1 to {MAX_SIZE}")
+            raise InputError(f"game {name} has a fixed size; leave out {_short(colon + size)!r}")
+        # int() of thousands of digits is refused by Python itself; no valid size has that many.
+        if not (
+            size.isascii() and size.isdecimal() and len(size) < 20 and 0 < int(size) <= MAX_SIZE
+        ):
+            raise InputError(
+                f"game {_short(spec)}: the size must be a whole number from 1 to {MAX_SIZE}"
+            )
         n = int(size)
     return make(n or 0, np.random.default_rng(seed))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."

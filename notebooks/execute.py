@@ -1,7 +1,7 @@
-"""Execute notebooks and keep their outputs: `python notebooks/execute.py [NAME ...]`, all if none.
+"""Executes notebooks in place: `python notebooks/execute.py [NAME ...]` (default: all).
 
-What changes from one run to the next is left out, so that a second run changes no file. A cell
-tagged with a path, such as `docs/rates.png`, leaves its picture there too, for the README.
+Outputs that differ between runs are removed, so that a second run changes no file. The picture of a
+cell tagged with a path, such as `docs/rates.png`, is also written to that path, for the README.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from PIL import Image
 
 HERE = Path(__file__).resolve().parent
 NOTEBOOKS = sorted(HERE.glob("*.ipynb"))
-# Two threads on busy cores were measured up to 30 times slower than one.
+# Two threads on busy cores were up to 30 times slower than one.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 def executed(path: Path, first: str = "") -> NotebookNode:
-    """The notebook as a clean kernel leaves it; the code in `first` is run before its cells."""
+    """Executes the notebook in a new kernel; the code in `first` runs before its cells."""
     notebook = nbformat.read(path, as_version=4)
     if first:
         notebook.cells.insert(0, nbformat.v4.new_code_cell(first))
@@ -41,10 +41,10 @@ def executed(path: Path, first: str = "") -> NotebookNode:
 
 
 def tidied(notebook: NotebookNode) -> NotebookNode:
-    """Without what depends on the machine and the day, and with pictures a third of the size."""
+    """Removes metadata that depends on machine and time; reduces pictures to a third in size."""
     for output in (output for cell in notebook.cells for output in cell.get("outputs", ())):
         if "image/png" in output.get("data", {}):
-            output.data["image/png"] = _in_256_colours(output.data["image/png"])
+            output.data["image/png"] = _in_256_colors(output.data["image/png"])
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
@@ -52,8 +52,8 @@ def tidied(notebook: NotebookNode) -> NotebookNode:
     return notebook
 
 
-def _in_256_colours(picture: str) -> str:
-    """A PNG in base64, with a palette."""
+def _in_256_colors(picture: str) -> str:
+    """Converts a base64 PNG to a palette of 256 colors."""
     image, file = Image.open(io.BytesIO(base64.b64decode(picture))), io.BytesIO()
     if image.mode == "P":
         return picture
@@ -62,7 +62,7 @@ def _in_256_colours(picture: str) -> str:
 
 
 def pictures(notebook: NotebookNode) -> dict[Path, bytes]:
-    """{path: PNG} of the cells that are tagged with a path."""
+    """{path: PNG} of the cells tagged with a path."""
     return {
         HERE.parent / tag: base64.b64decode(output.data["image/png"])
         for cell in notebook.cells
@@ -73,7 +73,7 @@ def pictures(notebook: NotebookNode) -> dict[Path, bytes]:
 
 
 def main(names: list[str]) -> None:
-    """Execute the notebooks of these names, in place."""
+    """Executes the notebooks of these names in place."""
     for path in [path for path in NOTEBOOKS if not names or path.stem in names]:
         print(path.name, flush=True)
         notebook = executed(path)

@@ -1,4 +1,4 @@
-"""Colours of the divergences, for all notebooks: from χ² to forward KL, in the order of their α."""
+"""Colors of the divergences in all notebooks, from χ² to forward KL in the order of their α."""
 
 DIVERGENCES = {
     "chi2": "#2A0593",

@@ -17,7 +17,7 @@ from typing import NoReturn
 from games import InputError, zoo
 from games.loading import KINDS
 
-from .claims.arguments import add_parser as add_claims
+from .claims.parser import add_parser as add_claims
 from .rules import DEFAULT_TAU, RULES
 
 REGULARIZERS = (

@@ -1,4 +1,4 @@
-"""The benchmarks' code at toy size: what they time gives right answers. Nothing is timed here."""
+"""The benchmarks at toy size: the timed code gives correct answers. Nothing is timed here."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from benchmarks import contest, rows
 TOYS = {
     "large": lambda: rows.large(sizes=(9, 12)),
     "small": lambda: rows.small(count=20, sample=4),
-    "regularised": lambda: rows.regularised(cases=((12, 0.1), (9, 0.01), (10, 0.01))),
+    "regularized": lambda: rows.regularized(cases=((12, 0.1), (9, 0.01), (10, 0.01))),
     "batch": lambda: rows.batch(count=20, sample=3),
     "step": lambda: rows.gmmd_step(n=30),
     "memory": lambda: rows.memory(n=30),
 }
-NOT_INSTALLED = ("nashpy", "quantecon")  # only where the benchmarks run
+NOT_INSTALLED = ("nashpy", "quantecon")  # only in the environment of the benchmarks
 
 
 @pytest.mark.parametrize("name", rows.ROWS)

@@ -27,15 +27,15 @@ from solvers.claims.ledger import (
     claim,
     equal,
     finding,
+    logit_gradient,
     order,
-    path,
     random_games,
-    score,
     size,
+    trajectory,
     vector,
     within,
 )
-from solvers.claims.rspo.cases import Case, by_hand, minimiser
+from solvers.claims.rspo.cases import Case, by_hand, minimizer
 from solvers.claims.rspo.convexity import least_ratio
 from solvers.rules import RULES, Update, current_opponent
 from tests.strategies import random_game, random_policy, seeds, sizes
@@ -46,10 +46,10 @@ ROWS = {each.name: each for each in EVERY}
 
 H, C, F, U = Verdict.HOLDS, Verdict.CORRECTED, Verdict.FAILS, Verdict.UNCLEAR
 RSPO = {
-    "games.one_equilibrium": C,
-    "games.variational_inequality": H,
-    "games.printed_temperature": C,
-    "games.operator_is_not_constant": C,
+    "regularized_game.one_equilibrium": C,
+    "regularized_game.variational_inequality": H,
+    "regularized_game.printed_temperature": C,
+    "regularized_game.operator_is_not_constant": C,
     "rates.condition": C,
     "rates.rate[reverse_kl]": H,
     "rates.rate[forward_kl]": C,
@@ -76,28 +76,28 @@ RSPO = {
     "losses.variance_optimal_baseline": C,
     "losses.lam_is_the_temperature": C,
     "losses.half_for_the_partition": C,
-    "lines.nash_md_as_rspo": C,
-    "lines.line_20": F,
-    "lines.lines_21_to_23[21]": H,
-    "lines.lines_21_to_23[22]": H,
-    "lines.lines_21_to_23[23]": H,
-    "lines.line_24": C,
-    "lines.line_25": C,
-    "lines.nash_md_without_regulariser": C,
-    "lines.lines_that_hold[27]": H,
-    "lines.lines_that_hold[28]": H,
-    "lines.lines_that_hold[31]": H,
-    "lines.line_29": C,
-    "lines.line_30": C,
-    "lines_of_gmmd.line_33": C,
-    "lines_of_gmmd.lines_34_35[34]": H,
-    "lines_of_gmmd.lines_34_35[35]": H,
-    "lines_of_gmmd.line_36": C,
-    "lines_of_gmmd.line_15": H,
-    "lines_of_gmmd.line_41": C,
-    "lines_of_gmmd.line_44": C,
-    "lines_of_gmmd.line_45": C,
-    "lines_of_gmmd.line_46": C,
+    "derivation_nash_md.nash_md_as_rspo": C,
+    "derivation_nash_md.line_20": F,
+    "derivation_nash_md.lines_21_to_23[21]": H,
+    "derivation_nash_md.lines_21_to_23[22]": H,
+    "derivation_nash_md.lines_21_to_23[23]": H,
+    "derivation_nash_md.line_24": C,
+    "derivation_nash_md.line_25": C,
+    "derivation_nash_md.nash_md_without_regularizer": C,
+    "derivation_nash_md.lines_that_hold[27]": H,
+    "derivation_nash_md.lines_that_hold[28]": H,
+    "derivation_nash_md.lines_that_hold[31]": H,
+    "derivation_nash_md.line_29": C,
+    "derivation_nash_md.line_30": C,
+    "derivation_omd_gmmd.line_33": C,
+    "derivation_omd_gmmd.lines_34_35[34]": H,
+    "derivation_omd_gmmd.lines_34_35[35]": H,
+    "derivation_omd_gmmd.line_36": C,
+    "derivation_omd_gmmd.line_15": H,
+    "derivation_omd_gmmd.line_41": C,
+    "derivation_omd_gmmd.line_44": C,
+    "derivation_omd_gmmd.line_45": C,
+    "derivation_omd_gmmd.line_46": C,
     "estimators.reverse_kl_square": C,
     "estimators.forward_kl_and_chi2[2]": H,
     "estimators.forward_kl_and_chi2[3]": H,
@@ -118,14 +118,14 @@ RSPO = {
     "algorithm.published_table[5]": C,
     "algorithm.contrastive_losses": F,
     "algorithm.relative_likelihood": H,
-    "methods.sppo_converges": F,
-    "methods.sppo_limit": H,
-    "methods.only_reverse_kl": F,
-    "methods.table_5[SPPO]": H,
-    "methods.table_5[OMD]": H,
-    "methods.table_5[Nash-MD]": H,
-    "methods.mpo_follows_mwu": F,
-    "methods.chi2_is_stronger": U,
+    "other_methods.sppo_converges": F,
+    "other_methods.sppo_limit": H,
+    "other_methods.only_reverse_kl": F,
+    "other_methods.table_5[SPPO]": H,
+    "other_methods.table_5[OMD]": H,
+    "other_methods.table_5[Nash-MD]": H,
+    "other_methods.mpo_follows_mwu": F,
+    "other_methods.chi2_is_stronger": U,
 }
 
 
@@ -220,7 +220,7 @@ def as_class(kind: type[UpdateRule], name: str) -> UpdateRule:
 MUTANTS = {
     "gmmd without the eta before tau R": (
         as_class(WithoutEta, "gmmd"),
-        ["rspo.games.printed_temperature", "rspo.rates.rate[forward_kl]"],
+        ["rspo.regularized_game.printed_temperature", "rspo.rates.rate[forward_kl]"],
     ),
     "mmd pushed away from mu": (
         as_class(PushedAway, "mmd"),
@@ -228,7 +228,7 @@ MUTANTS = {
     ),
     "nash_md against the current policy": (
         replace(RULES["nash_md"], opponent=current_opponent),
-        ["rspo.methods.table_5[Nash-MD]"],
+        ["rspo.other_methods.table_5[Nash-MD]"],
     ),
 }
 
@@ -248,10 +248,10 @@ def test_broken_rule_makes_its_claims_fail(mutant):
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=4), st.booleans(), st.booleans())
-def test_verdict_follows_from_what_was_measured(readings, mended, instead):
+def test_verdict_follows_from_what_was_measured(readings, corrected, instead):
     found = finding(
         printed={str(i): reading for i, reading in enumerate(readings)},
-        mended=mended,
+        corrected=corrected,
         instead=instead,
         evidence="",
         correction="so",
@@ -262,8 +262,8 @@ def test_verdict_follows_from_what_was_measured(readings, mended, instead):
     elif any(readings):
         assert found.verdict is U
     else:
-        assert found.verdict is (C if mended else F)
-        assert found.correction == ("so" if mended or instead else "")
+        assert found.verdict is (C if corrected else F)
+        assert found.correction == ("so" if corrected or instead else "")
 
 
 def test_bounds_allow_rounding_and_nothing_more():
@@ -330,7 +330,7 @@ def test_complex_step_is_the_score_function(seed, n):
     case = Case(game.payoff, theta, current, ref)
     values = game.payoff[0]
     numerical = case.gradient(lambda logp: (np.exp(logp) * values).sum(axis=-1))
-    assert numerical == pytest.approx(score(theta, np.exp(theta) * values), abs=1e-14)
+    assert numerical == pytest.approx(logit_gradient(theta, np.exp(theta) * values), abs=1e-14)
     # KL: Σ π(log π/μ − KL) for each logit.
     ratio = theta - ref
     kl = np.exp(theta) @ ratio
@@ -338,15 +338,15 @@ def test_complex_step_is_the_score_function(seed, n):
 
 
 @given(seeds, sizes, st.sampled_from(["reverse_kl", "forward_kl", "js"]), st.floats(0.0, 0.5))
-def test_minimiser_is_stationary(seed, n, spec, lam):
+def test_minimizer_is_stationary(seed, n, spec, lam):
     current, ref = random_policy(seed, n, 5.0), random_policy(seed + 1, n, 5.0)
     target = current + 0.2 * np.random.default_rng(seed).normal(size=n)
     regularizer = parse(spec)
-    logp = minimiser(current, target, regularizer, lam, ref)
+    logp = minimizer(current, target, regularizer, lam, ref)
     slope = 2 * np.exp(current) * (logp - target)
     slope = slope + lam * np.exp(logp) * regularizer.gradient(logp, ref)
     # Newton's method stops at 1e-14 in log π; weights and slopes are of order 10.
-    assert score(logp, slope) == pytest.approx(np.zeros(n), abs=1e-11)
+    assert logit_gradient(logp, slope) == pytest.approx(np.zeros(n), abs=1e-11)
 
 
 @given(seeds, st.sampled_from(["forward_kl", "js", "hellinger", "alpha:0.5", "chi2"]))
@@ -359,9 +359,9 @@ def test_search_stays_above_the_modulus(seed, spec):
     assert least[0] <= m + 0.05
 
 
-def test_path_is_the_rule_step_by_step():
+def test_trajectory_is_the_rule_step_by_step():
     game, start = zoo.rock_paper_scissors(), np.log([0.5, 0.3, 0.2])
-    points = path(replace(RULES["mwu"], eta=0.5), game, start, start, 2)
+    points = trajectory(replace(RULES["mwu"], eta=0.5), game, start, start, 2)
     second = normalise(start + 0.5 * game.payoff @ np.exp(start))
     assert points[1] == pytest.approx(second, abs=1e-15)
     assert points.shape == (3, 3)
@@ -374,7 +374,7 @@ def test_numbers_of_the_worked_example():
     assert case.wins(case.mixture) - 0.5 == pytest.approx([0.1045, -0.2955], abs=5e-5)
     assert case.theta - case.current == pytest.approx([-0.2877, 0.6931], abs=5e-5)
     assert case.mean(np.array([1.0, 0.0]))[0] == pytest.approx(0.24, abs=1e-15)
-    under_current = score(case.theta, np.exp(case.current) * np.array([1.0, 0.0]))
+    under_current = logit_gradient(case.theta, np.exp(case.current) * np.array([1.0, 0.0]))
     assert under_current[0] == pytest.approx(0.32, abs=1e-15)
 
 
@@ -384,7 +384,11 @@ def test_numbers_of_the_worked_example():
 @pytest.fixture
 def few(monkeypatch) -> list[Claim]:
     """Three quick claims instead of all: two on a given game, one of them with a curve."""
-    names = ("losses.half_for_the_partition", "lines.line_20", "estimators.reverse_kl_square")
+    names = (
+        "losses.half_for_the_partition",
+        "derivation_nash_md.line_20",
+        "estimators.reverse_kl_square",
+    )
     chosen = [ROWS[f"rspo.{name}"] for name in names]
     monkeypatch.setattr(command, "claims", lambda: chosen)
     return chosen
@@ -410,7 +414,7 @@ def test_every_claim_that_says_so_takes_a_game(kind):
     game = league if kind == "preference" else SkewGame(2 * league.payoff - 1)
     setting = Setting(game, np.full(game.n, -np.log(game.n)))
     quick = [each for each in EVERY if kind in each.on and each.module == "rspo"]
-    quick = [each for each in quick if ".lines" in each.name or ".losses" in each.name]
+    quick = [each for each in quick if ".derivation" in each.name or ".losses" in each.name]
     for each in quick:
         assert each(setting).finding.verdict == RSPO[each.name.removeprefix("rspo.")]
 
@@ -459,7 +463,7 @@ def test_table_names_paper_equation_and_verdict(few):
         ({"reference": "mu.txt"}, "--game"),
         ({"kind": "skew"}, "--game"),
         ({"game": "matching_pennies"}, "symmetric"),
-        ({"game": "nosuchgame"}, "no game is named"),
+        ({"game": "nosuchgame"}, "unknown game"),
         ({"game": "flat.csv"}, "all payoffs are equal"),
         ({"plot": Path("claims.txt")}, ".png"),
     ],

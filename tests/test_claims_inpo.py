@@ -14,8 +14,8 @@ from solvers import Plays, duality_gap, get_rule, parse, step
 from solvers.arrays import against, dot
 from solvers.claims import Setting, Verdict, claims
 from solvers.claims.inpo import regret
-from solvers.claims.ledger import path
-from solvers.claims.stage import Stage
+from solvers.claims.instances import Instances
+from solvers.claims.ledger import trajectory
 from solvers.equilibrium import equilibrium
 from solvers.rules import RULES, current_anchor, harmonic
 from solvers.solve import kl_divergence
@@ -65,7 +65,7 @@ BROKEN = {
     [
         "inpo.closed_form",
         "inpo.pair_identity",
-        "inpo.unique_minimiser",
+        "inpo.unique_minimizer",
         "inpo.one_step",
         "inpo.last_iterate",
         "inpo.regret_bound",
@@ -79,10 +79,10 @@ def test_a_broken_rule_fails(name):
     assert MINE[name](Setting(rules=BROKEN)).finding.verdict is Verdict.FAILS
 
 
-def at(game_and_mu, seed, tau) -> Stage:
+def at(game_and_mu, seed, tau) -> Instances:
     game, mu = game_and_mu
     current, other = (random_policy(seed + k, game.n) for k in (1, 2))
-    return Stage(game, current, other, mu, "", tau)
+    return Instances(game, current, other, mu, "", tau)
 
 
 @given(games_with_reference(), seeds, taus)
@@ -121,7 +121,7 @@ def test_nash_md_one_step(game_and_mu, seed, tau, share):
 def test_omd_stays_within_one_over_tau(game_and_mu, tau, share, steps):
     """|log π_t/π_ref| ≤ 1/τ from π_1 = π_ref for η ≥ τ, and for π*: Assumption A needs no more."""
     game, mu = game_and_mu
-    points = path(get_rule("inpo", tau=tau, eta=1 / (share * tau)), game, mu, mu, steps)
+    points = trajectory(get_rule("inpo", tau=tau, eta=1 / (share * tau)), game, mu, mu, steps)
     star = equilibrium(game, REVERSE_KL, tau, mu).logp
     assert max(np.abs(points - mu).max(), np.abs(star - mu).max()) <= (1 + 1e-9) / tau
 
@@ -133,7 +133,7 @@ def test_omd_regret_and_the_gap_of_its_average(game_and_mu, tau, steps):
     width = -mu.min()
     c = max(1.0, tau * math.sqrt(width / steps))
     rule = get_rule("inpo", tau=tau, eta=math.sqrt(width / steps) / c)
-    points = path(rule, game, mu, mu, steps - 1)
+    points = trajectory(rule, game, mu, mu, steps - 1)
     p = np.exp(points)
     slopes = tau * (points - mu + 1) - against(game.payoff, p)
     linear = dot(p, slopes).sum() - slopes.sum(axis=0).min()
@@ -150,15 +150,17 @@ def test_the_schedules_from_either_first_step(game_and_mu, tau):
     game, mu = game_and_mu
     star, t = equilibrium(game, REVERSE_KL, tau, mu).logp, np.arange(1, 42)
     for first in (2, 3):
-        points = path(get_rule("inpo", tau=tau, eta=harmonic(tau, first)), game, mu, mu, 40)
+        points = trajectory(get_rule("inpo", tau=tau, eta=harmonic(tau, first)), game, mu, mu, 40)
         assert np.all(kl_divergence(star, points) <= 32 / (tau**2 * (t + 1)))
 
 
 def test_nash_md_rests_where_its_row_says():
     """τ log π/μ = P(y≻π^μ) + const at the rest of a constant step."""
-    here = replace(Stage.of(Setting(), count=1, n=4), tau=0.5)
+    here = replace(Instances.of(Setting(), count=1, n=4), tau=0.5)
     eta = 0.4
-    logp = path(get_rule("nash_md", tau=0.5, eta=eta), here.games, here.ref, here.ref, 400)[-1]
+    logp = trajectory(get_rule("nash_md", tau=0.5, eta=eta), here.games, here.ref, here.ref, 400)[
+        -1
+    ]
     mixed = Plays.exact(here.games.payoff, logp, here.ref).own.mixture(eta * 0.5)
     field = 0.5 * (logp - here.ref) - here.wins(mixed)
     assert field == pytest.approx(field[..., :1] + 0 * field, abs=1e-12)

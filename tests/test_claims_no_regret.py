@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from games import zoo
 from solvers import duality_gap, get_rule
 from solvers.claims import Setting, Verdict, claims
-from solvers.claims.ledger import path
+from solvers.claims.ledger import trajectory
 from solvers.claims.no_regret import kinds
 from solvers.rules import RULES
 from solvers.solve import kl_divergence
@@ -62,7 +62,7 @@ def test_mwu_moves_away_from_a_mixed_equilibrium(weights, seed, eta, strength, s
     game = zoo.biased_rock_paper_scissors(weights, strength)
     star = np.log(np.array(weights) / sum(weights))
     start = random_policy(seed, 3)
-    points = path(get_rule("mwu", eta=eta), game, start, start, steps)
+    points = trajectory(get_rule("mwu", eta=eta), game, start, start, steps)
     kl = kl_divergence(star, points)
     assert np.all(np.diff(kl) >= -1e-12 * (1 + kl[1:]))  # rounding of logs up to 20
 
@@ -71,7 +71,7 @@ def test_mwu_moves_away_from_a_mixed_equilibrium(weights, seed, eta, strength, s
 def test_the_average_of_mwu(game, steps):
     eta = math.sqrt(8 * math.log(game.n) / steps)
     start = np.full(game.n, -math.log(game.n))
-    p = np.exp(path(get_rule("mwu", eta=eta), game, start, start, steps - 1))
+    p = np.exp(trajectory(get_rule("mwu", eta=eta), game, start, start, steps - 1))
     gap = duality_gap(game, np.log(p.mean(axis=0)))
     assert gap <= 2 * math.sqrt(math.log(game.n) / (2 * steps))
 

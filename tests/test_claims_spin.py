@@ -14,7 +14,14 @@ from games import DataGame
 from solvers import get_rule, solve
 from solvers.arrays import normalise
 from solvers.claims import Setting, Verdict, claims
-from solvers.claims.alpha_spin import disbelief, iterates, plays, radius, threshold, total_variation
+from solvers.claims.alpha_spin import (
+    excess_loss,
+    iterates,
+    plays,
+    radius,
+    threshold,
+    total_variation,
+)
 from solvers.fits import get_fit
 from solvers.plays import Measure
 from solvers.rules import RULES, current_anchor, log_odds
@@ -55,7 +62,7 @@ def swapped(plays, weights):
 @pytest.mark.parametrize(
     ("name", "part"),
     [
-        ("dpo_minimiser", {"anchor": current_anchor}),
+        ("dpo_minimizer", {"anchor": current_anchor}),
         ("interpolates", {"anchor": current_anchor}),
         ("interpolates", {"direction": swapped}),
         ("alpha_one", {"direction": swapped}),
@@ -87,7 +94,7 @@ def test_the_mixture_identity(seed, n, alpha):
 
 
 @given(seeds, sizes, betas)
-def test_the_minimiser_of_the_expected_loss(seed, n, beta):
+def test_the_minimizer_of_the_expected_loss(seed, n, beta):
     """Any π loses a sum of binary KLs on π_ref (data/opponent)^(1/β)."""
     data, base, current, opponent, other = policies(seed, n, 5)
     here = plays(current, base, data, opponent)
@@ -95,7 +102,7 @@ def test_the_minimiser_of_the_expected_loss(seed, n, beta):
     formula = normalise(update.anchor + (data - opponent) / beta)
     fit = get_fit("logistic")
     excess = fit(here, update, other) - fit(here, update, formula)
-    known = disbelief(beta, other - formula, data, opponent)
+    known = excess_loss(beta, other - formula, data, opponent)
     # The losses themselves reach β times logs of 40.
     assert excess == pytest.approx(known, rel=1e-9, abs=1e-11)
     assert known >= 0

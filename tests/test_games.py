@@ -37,7 +37,7 @@ def test_preference_game_adds_up_exactly(table: np.ndarray) -> None:
 
 
 @given(preferences, st.floats(-4e-7, 4e-7))
-def test_rounding_is_mended_and_nothing_else(table: np.ndarray, slip: float) -> None:
+def test_rounding_is_corrected_and_nothing_else(table: np.ndarray, slip: float) -> None:
     off = np.triu(np.full_like(table, slip), 1) + table
     off = np.where((off < 0) | (off > 1), table, off)
     game = PreferenceGame(off)
@@ -66,7 +66,7 @@ def test_permuted_tables_are_permuted_games(table: np.ndarray, random) -> None:
 
 
 @given(shapes.flatmap(lambda shape: arrays(float, shape, elements=payoffs)))
-def test_skew_game_is_used_as_it_stands(table: np.ndarray) -> None:
+def test_skew_game_is_used_unchanged(table: np.ndarray) -> None:
     skew = table - table.swapaxes(-1, -2)
     game = SkewGame(skew)
     np.testing.assert_array_equal(game.payoff, skew)
@@ -110,11 +110,11 @@ def test_the_checks_of_a_large_game_allocate_little() -> None:
     table[0, 1] += 1e-9
     tracemalloc.start()
     PreferenceGame(table)
-    _, mended = tracemalloc.get_traced_memory()
+    _, corrected = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     # a handful of blocks of half a MiB: at n = 1000 that is about a quarter of the table
     assert exact < 0.5 * table.nbytes
-    assert mended < 1.5 * table.nbytes  # the mended table is a new one
+    assert corrected < 1.5 * table.nbytes  # the corrected table is a new one
 
 
 # --- tables that make none, and where they fail
@@ -134,8 +134,8 @@ FAIR = [[0.5, 0.2, 0.6], [0.8, 0.5, 0.1], [0.4, 0.9, 0.5]]
     [
         (lambda: PreferenceGame([]), "empty"),
         (lambda: PreferenceGame([[]]), "empty"),
-        (lambda: PreferenceGame([0.5, 0.5]), r"shape \(2,\); it needs rows and columns"),
-        (lambda: PreferenceGame([[0.5, 0.5]]), "1 x 2; preference needs as many rows as columns"),
+        (lambda: PreferenceGame([0.5, 0.5]), r"shape \(2,\); at least 2 dimensions are needed"),
+        (lambda: PreferenceGame([[0.5, 0.5]]), "1 x 2; preference needs a square table"),
         (lambda: PreferenceGame([[0.5, 0.5], [0.5]]), "rows of equal length"),
         (lambda: PreferenceGame([["a", "b"], ["c", "d"]]), "real numbers"),
         (lambda: PreferenceGame(np.full((2, 2), 0.5j)), "real numbers"),
@@ -144,7 +144,7 @@ FAIR = [[0.5, 0.2, 0.6], [0.8, 0.5, 0.1], [0.4, 0.9, 0.5]]
         (lambda: PreferenceGame(swapped(FAIR, (1, 2), np.inf)), "row 2, column 3 is inf"),
         (lambda: PreferenceGame(swapped(FAIR, (2, 0), 1.5)), "row 3, column 1 is 1.5; .*between 0"),
         (lambda: PreferenceGame([[0.5, -0.5], [1.5, 0.5]]), "row 1, column 2 is -0.5; .*between 0"),
-        (lambda: PreferenceGame(swapped(FAIR, (1, 1), 0.0)), "against itself an action gets 0.5"),
+        (lambda: PreferenceGame(swapped(FAIR, (1, 1), 0.0)), "entries on the diagonal must be 0.5"),
         (
             lambda: PreferenceGame(swapped(FAIR, (2, 0), 0.4001), labels=("x", "y", "z")),
             "row 'x', column 'z' is 0.6 and row 'z', column 'x' is 0.4001; .* add up to 1",
@@ -159,7 +159,7 @@ FAIR = [[0.5, 0.2, 0.6], [0.8, 0.5, 0.1], [0.4, 0.9, 0.5]]
         ),
         (lambda: SkewGame([[0, 1], [-2, 0]]), "row 1, column 2 is 1 .* negative"),
         (lambda: SkewGame([[0, 1e308], [1e308, 0]]), "negative"),
-        (lambda: SkewGame([[1e-3, 1], [-1, 0]]), "row 1, column 1 is 0.001; .* gets 0"),
+        (lambda: SkewGame([[1e-3, 1], [-1, 0]]), "row 1, column 1 is 0.001; .* must be 0"),
         (lambda: MatrixGame([[1, 2], [np.nan, 3]], ("a", "b")), "row 'b', column 1 is nan; .*fin"),
         (lambda: MatrixGame([[1, 2, 3]], ("a",), ("u", "v")), "2 labels for 3"),
     ],
@@ -210,7 +210,7 @@ def test_saddle_equilibrium_and_lipschitz(alpha: float) -> None:
     origin, unit_x, unit_y = np.zeros(1), (np.ones(1), np.zeros(1)), (np.zeros(1), np.ones(1))
     at_origin = np.concatenate(game.gradient(origin, origin))
     columns = [np.concatenate(game.gradient(*u)) - at_origin for u in (unit_x, unit_y)]
-    field = np.column_stack(columns) * [[1], [-1]]  # the maximiser's part with its sign turned
+    field = np.column_stack(columns) * [[1], [-1]]  # the sign of the maximizer's part is reversed
     np.testing.assert_allclose(field, linear, atol=1e-13)
 
 
@@ -273,7 +273,7 @@ def test_unplayed_pairs_are_never_called_even(wins: np.ndarray) -> None:
         # one rounding each, and half of one where the pair is made to add up
         np.testing.assert_allclose(payoff[played], share[played], rtol=0, atol=1e-15)
     else:
-        with pytest.raises(InputError, match=r"never met; give a prior .*--prior"):
+        with pytest.raises(InputError, match=r"never met; add a prior .*--prior"):
             from_wins(wins)
 
 
@@ -284,14 +284,14 @@ def test_ties_alone_are_games() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: from_wins([[0, -1], [2, 0]]), "row 1, column 2 is -1; a count"),
-        (lambda: from_wins([[0, np.nan], [2, 0]]), "row 1, column 2 is nan; a count"),
-        (lambda: from_wins([[0, np.inf], [2, 0]]), "row 1, column 2 is inf; a count"),
+        (lambda: from_wins([[0, -1], [2, 0]]), "row 1, column 2 is -1; counts must"),
+        (lambda: from_wins([[0, np.nan], [2, 0]]), "row 1, column 2 is nan; counts must"),
+        (lambda: from_wins([[0, np.inf], [2, 0]]), "row 1, column 2 is inf; counts must"),
         (lambda: from_wins([[0, 1], [2, 3]]), "row 2, column 2: wins of an action against itself"),
-        (lambda: from_wins([[0, 1, 2], [2, 0, 1]]), "2 x 3; a table of wins needs as many"),
+        (lambda: from_wins([[0, 1, 2], [2, 0, 1]]), "2 x 3; a table of wins needs a square"),
         (lambda: from_wins([[0, 1], [2, 0]], [[0, 1], [2, 0]]), "column 2: ties must be symmetric"),
         (lambda: from_wins([[0, 1], [2, 0]], [[1, 0], [0, 0]]), "ties of an action against itself"),
-        (lambda: from_wins([[0, 1], [2, 0]], np.zeros((3, 3))), r"\(2, 2\) and ties \(3, 3\)"),
+        (lambda: from_wins([[0, 1], [2, 0]], np.zeros((3, 3))), r"\(2, 2\) but ties \(3, 3\)"),
         (lambda: from_wins([[0, 1], [2, 0]], prior=0.0), "prior is 0.0; .* > 0"),
         (lambda: from_wins([[0, 1], [2, 0]], prior=np.nan), "prior is nan"),
         (

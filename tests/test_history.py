@@ -24,6 +24,7 @@ from llm.policy.model import Policy
 from llm.run import session, setup
 from llm.sampling.responses import Responses
 from llm.sampling.token_mixture import token_mixture_log_probs
+from llm.sources import source_of
 from llm.storage.chunks import Work
 from llm.train import Interrupted, main
 from solvers.fits import Items
@@ -170,11 +171,18 @@ def test_past_iterates_are_scored_as_if_loaded_alone(
         ("comal", 7, []),  # μ is still the base
         ("comal", 50, [50]),
         ("mpo", 57, [50]),
-        ("alpha_spin", 5, []),  # its opponent is known by its draws
     ],
 )
 def test_no_more_iterates_are_looked_at_than_a_rule_needs(name, t, iterates) -> None:
     assert required_iterates(get_rule(name, eta=1.0), t) == iterates
+
+
+def test_demonstrations_need_no_past_iterates() -> None:
+    """The opponent of SPIN is known by its draws."""
+    config = load_config("embedded-game", ["recipe=alpha_spin"])
+    rule = get_rule("alpha_spin", eta=1.0)
+    assert required_iterates(rule, 5) == [5]
+    assert source_of(config, rule).required_iterates(5) == []
 
 
 mixing = UpdateRule("mixing", direction=recorded, regularization="mixture", eta=2.0, tau=0.15)
@@ -506,8 +514,8 @@ GIVEN = ("data.answer=answer", "data.rejected=rejected")
             "fit 'policy_gradient' needs responses of the current policy",
         ),
         ([*GIVEN, "rule=dpo", "eta=null", "fit=pairwise"], "fit_options.signal: given pairs"),
-        (["rule_options.speed=3"], "rule_options: speed is no setting there; known: alpha"),
-        (["rule_options.tau=3"], "rule_options: tau is no setting there"),
+        (["rule_options.speed=3"], "rule_options: speed is not an option of rules; known: alpha"),
+        (["rule_options.tau=3"], "rule_options: tau is not an option of rules"),
         ([*GIVEN, "fit=regression"], "fit=regression: takes responses of the policy itself"),
         ([*GIVEN, "fit=policy_gradient"], "fit=policy_gradient: takes responses of the policy"),
     ],
@@ -525,14 +533,18 @@ def test_what_cannot_go_together_is_refused(tmp_path, capsys, monkeypatch, words
     ("config", "words", "said"),
     [
         ("embedded-game", [], "no embedding for an end-of-sequence token"),
-        ("embedded-text", ["gflownet.micro_batch_size=3"], "gflownet.batch_size=64 is no multiple"),
+        (
+            "embedded-text",
+            ["gflownet.micro_batch_size=3"],
+            "gflownet.batch_size=64 is not a multiple",
+        ),
         ("embedded-text", ["gflownet.samples=1", "gflownet.epochs=1"], "prompts make only 8 "),
     ],
 )
 def test_a_sampler_that_cannot_be_trained_is_refused(
     tmp_path, capsys, monkeypatch, config, words, said
 ) -> None:
-    monkeypatch.setattr(policy, "_load_model", None)  # whoever loads weights fails
+    monkeypatch.setattr(policy, "load_base_model", None)  # whoever loads weights fails
     path = tmp_path / "run"
     words = [
         "recipe=ipo_md",
@@ -554,5 +566,7 @@ def test_a_dry_run_says_what_new_stages_take(tmp_path: Path, capsys) -> None:
     shown = capsys.readouterr().out
     assert "64 responses sampled, 88 pairs compared; 16 responses trained on in 2 " in shown
     assert main([*words, "rule=mnpo", "eta=2", "rule_options.memory=3"]) == 0
-    assert "responses are scored under up to 2 past iterates, too" in capsys.readouterr().out
+    assert (
+        "log-probabilities are also computed under up to 2 past iterates" in capsys.readouterr().out
+    )
     assert not (tmp_path / "run").exists()

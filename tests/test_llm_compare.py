@@ -20,7 +20,7 @@ from games import PreferenceGame
 from games.errors import InputError
 from llm import compare as comparing
 from llm import load_config
-from llm.compare import DEFAULT_RECIPES, base_of, budget_of, compare, main
+from llm.compare import DEFAULT_RECIPES, main
 from llm.config.recipes import recipes
 from llm.config.schema import BudgetConfig, ModelConfig
 from llm.data.examples import Prompt
@@ -31,6 +31,8 @@ from llm.evaluation.win_rates import evaluated
 from llm.judges.build import build_judge
 from llm.policy.log_probs import PromptResponse
 from llm.policy.model import Policy
+from llm.run import comparison
+from llm.run.comparison import Comparison, Entry, base_of, budget_of
 from llm.sampling.responses import Responses
 from llm.storage.chunks import Work
 from llm.storage.directory import RunDirectory
@@ -76,6 +78,11 @@ def snapshot(path: Path) -> dict[Path, tuple[int, bytes]]:
 
 def adapter(path: Path) -> str:
     return hashlib.sha256((path / "final" / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+
+def compare(*args, **options) -> Comparison:
+    """As the command calls it: tests may put another trainer in its place."""
+    return comparison.compare(comparing.run_training, *args, **options)
 
 
 def quiet() -> Console:
@@ -333,8 +340,8 @@ def test_the_budget_is_what_the_base_takes_at_most_unless_it_is_given() -> None:
 
 
 def test_recipes_of_other_sizes_get_other_numbers_of_iterations(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(comparing, "train", lambda config, console: None)
-    monkeypatch.setattr(comparing, "against_each_other", lambda *args: None)
+    monkeypatch.setattr(comparing, "run_training", lambda config, console: None)
+    monkeypatch.setattr(comparison, "against_each_other", lambda *args: None)
     words = ["iterations=16", "train.batch_size=20", "train.micro_batch_size=20"]
     words += [f"output_dir={tmp_path / 'c'}"]
     names = ["rspo", "inpo", "inpo_round_robin", "spin"]
@@ -365,7 +372,7 @@ FOUR = ("train.batch_size=4", "train.micro_batch_size=4")
 
 
 def test_what_does_not_fit_is_left_out_with_the_reason(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(comparing, "against_each_other", lambda *args: None)
+    monkeypatch.setattr(comparison, "against_each_other", lambda *args: None)
     words = [*SMALL, "iterations=1", NO_ANSWERS, "train.batch_size=80"]
     words += [f"output_dir={tmp_path / 'c'}"]
     names = ["spin", "sppo", "inpo"]
@@ -384,11 +391,11 @@ def test_what_does_not_fit_is_left_out_with_the_reason(tmp_path: Path, monkeypat
     [
         (("--recipes", "sppo,spin", NO_ANSWERS), "recipe spin: data.answer: missing"),
         (("--recipes", "sppo,inpoo"), "there is no 'inpoo'; did you mean 'inpo'?"),
-        (("--recipes", "sppo", "rule=omd"), "rule: this is what recipes differ in"),
-        (("--recipes", "sppo", "recipe=omd"), "recipe: this is what recipes differ in"),
+        (("--recipes", "sppo", "rule=omd"), "rule: recipes set this field"),
+        (("--recipes", "sppo", "recipe=omd"), "recipe: recipes set this field"),
         (("--recipes", "sppo", "etta=1"), "there is no 'etta'; did you mean 'eta'?"),
         (("--recipes", "sppo", "budget.tokens=10"), "budget.tokens=10: an iteration takes"),
-        (("--recipes", "inpo", "iterations=1", *FOUR), "raise iterations, or give budget.tokens"),
+        (("--recipes", "inpo", "iterations=1", *FOUR), "raise iterations or budget.tokens"),
         (("--recipes", "sppo", "data.path=nothing.jsonl"), "nothing.jsonl"),
         (("--recipes", "sppo", "--json", "."), "this is a directory"),
         (("--recipes", "sppo,inpo", "train.batch_size=80"), "recipe inpo: train.batch_size=80"),
@@ -426,14 +433,14 @@ def test_where_it_goes(tmp_path: Path, monkeypatch) -> None:
 
 
 def test_a_loss_that_explodes_leaves_the_others_their_comparison(tmp_path, monkeypatch) -> None:
-    genuine = comparing.train
+    genuine = comparing.run_training
 
     def exploding(config, console):
         if config.rule == "gmmd":
             raise Interrupted("the loss is nan; continue") from FloatingPointError("loss is nan")
         return genuine(config, console)
 
-    monkeypatch.setattr(comparing, "train", exploding)
+    monkeypatch.setattr(comparing, "run_training", exploding)
     words = [*SMALL, "iterations=1", f"output_dir={tmp_path / 'c'}"]
     found = compare("embedded-game", ["rspo", "sppo"], words, quiet())
     assert found.skipped == {"rspo": "loss is nan"}
@@ -463,7 +470,7 @@ def test_whatever_else_stops_a_run_stops_the_comparison(tmp_path, monkeypatch, c
         raise KeyboardInterrupt
 
     for function in (stopped, stopped_before):
-        monkeypatch.setattr(comparing, "train", function)
+        monkeypatch.setattr(comparing, "run_training", function)
         assert main([*BASE, "--recipes", "sppo", f"output_dir={tmp_path / 'c'}"]) == 1
         assert capsys.readouterr().err.splitlines()[-1].startswith("error: interrupted")
 
@@ -519,8 +526,8 @@ def test_what_a_recipe_is_fitted_to_may_be_another_game(
     monkeypatch, words, reaches, target
 ) -> None:
     row = {"iteration": 0, "seconds": 0.0}
-    monkeypatch.setattr(comparing.RunDirectory, "metrics", lambda self: [row])
-    entry = comparing.Entry("some", load_config("embedded-game", words))
+    monkeypatch.setattr(RunDirectory, "metrics", lambda self: [row])
+    entry = Entry("some", load_config("embedded-game", words))
     assert entry.record()["reaches"] is reaches
     assert entry.record()["target"] == target
 

@@ -143,13 +143,18 @@ def npy(array: np.ndarray) -> bytes:
 @pytest.mark.parametrize(
     ("name", "content", "kind", "message"),
     [
-        ("a.xlsx", "", "preference", "the ending '.xlsx'; use .csv, .txt, .json, .npy, .npz"),
+        (
+            "a.xlsx",
+            "",
+            "preference",
+            "unknown file extension '.xlsx'; use .csv, .txt, .json, .npy, .npz",
+        ),
         ("a.csv", "", "preference", "the file is empty"),
         ("a.txt", "# nothing\n\n", "preference", "the file is empty"),
-        ("a.csv", "a,b\n", "preference", "there is no row of numbers"),
-        ("a.csv", b"\x93NUMPY\xff", "preference", "this is not text"),
-        ("a.txt", b"0.5 0.5\n0.5 \x00 0.5", "preference", "this is not text"),
-        ("a.json", b"\xff\xfe", "preference", "json: this is not text"),
+        ("a.csv", "a,b\n", "preference", "no row of numbers"),
+        ("a.csv", b"\x93NUMPY\xff", "preference", "not a text file"),
+        ("a.txt", b"0.5 0.5\n0.5 \x00 0.5", "preference", "not a text file"),
+        ("a.json", b"\xff\xfe", "preference", "json: not a text file"),
         ("a.csv", "0.5,0.2\n0.8\n", "preference", "line 2 has 1 cells and line 1 has 2"),
         ("a.txt", "#\n0.5 0.2\n\n0.8 0.5 1", "preference", "line 4 has 3 cells and line 2 has 2"),
         ("a.csv", "a,b,c\n0.5,0.2\n0.8,0.5", "preference", "line 1 has 3 names for 2 columns"),
@@ -159,28 +164,48 @@ def npy(array: np.ndarray) -> bytes:
         ("a.csv", "x\ny\n", "preference", "line 2, column 1: 'y' is not a number"),
         ("a.csv", "0.5,\n0.8,0.5\n", "preference", "line 1, column 2: an empty cell"),
         ("a.csv", ",0.5\n0.5,0.5\n", "preference", "line 1, column 1: an empty cell"),
-        ("a.csv", "0,5;0,3\n0,7;0,5\n", "preference", "'0,5' .*write decimals with a point"),
-        ("a.txt", "0.5, 0.3\n0.7, 0.5\n", "preference", "line 1 has commas .* name the file .csv"),
+        ("a.csv", "0,5;0,3\n0,7;0,5\n", "preference", "'0,5' .*use decimal points"),
+        (
+            "a.txt",
+            "0.5, 0.3\n0.7, 0.5\n",
+            "preference",
+            "line 1 has commas; rename the file to .csv",
+        ),
         ("a.csv", "0.5,nan\n0.8,0.5\n", "preference", "row 1, column 2 is nan"),
-        ("a.csv", "b,a\na,0.5,0.2\nb,0.8,0.5\n", "preference", "put both in the same order"),
-        ("a.csv", '"' + 200_000 * "x", "preference", "line 1 is no line of a table"),
+        ("a.csv", "b,a\na,0.5,0.2\nb,0.8,0.5\n", "preference", "in the same order"),
+        ("a.csv", '"' + 200_000 * "x", "preference", "line 1 could not be parsed"),
         ("a.csv", "1,2,3\n4,5,6\n", "preference", "2 x 3; .*--as zero_sum"),
         ("a.csv", "0,-2\n2,0\n", "preference", "row 1, column 2 is -2; .*--as skew"),
         ("a.csv", "0,3,0\n1,0,0\n0,0,0\n", "preference", "--as wins"),
         ("a.csv", "0.5,0.7\n0.2,0.5\n", "preference", "add up to 1; .*--as zero_sum"),
         ("a.csv", "0,0.7\n0.2,0\n", "preference", "--as zero_sum"),  # no counts
-        ("a.csv", "0.5,0.7\n0.3,0.5\n", "skew", "gets 0; .*--as preference"),
+        ("a.csv", "0.5,0.7\n0.3,0.5\n", "skew", "diagonal must be 0; .*--as preference"),
         ("a.csv", "0.5,0.7\n0.3,0.5\n", "wins", "must be 0; .*--as preference"),
         ("a.csv", "0,3,0\n1,0,1\n0,2,0\n", "wins", r"column 3: this pair never met; .*Python\)$"),
-        ("a.json", "{", "preference", "this is not JSON: Expecting .* line 1"),
-        ("a.json", "[" * 100_000, "preference", "this is not JSON"),
-        ("a.json", "3", "preference", "payoff is not a list of rows"),
-        ("a.json", "[]", "preference", "payoff is not a list of rows"),
+        ("a.json", "{", "preference", "invalid JSON: Expecting .* line 1"),
+        ("a.json", "[" * 100_000, "preference", "invalid JSON"),
+        ("a.json", "3", "preference", "payoff must be a list of rows"),
+        ("a.json", "[]", "preference", "payoff must be a list of rows"),
         ("a.json", "[[]]", "preference", "empty"),
-        ("a.json", "{}", "preference", "it holds no table; name the one to read payoff or wins"),
-        ("a.json", '{"a": [], "b": []}', "preference", "it holds 'a', 'b'; name"),
-        ("a.json", "[[0.5, 0.2], [0.8]]", "preference", "row 2 of payoff is not a list as long"),
-        ("a.json", "[[0.5, 0.2], 0.8]", "preference", "row 2 of payoff is not a list as long"),
+        (
+            "a.json",
+            "{}",
+            "preference",
+            "contains no table; the table must be under the key payoff or wins",
+        ),
+        ("a.json", '{"a": [], "b": []}', "preference", "contains 'a', 'b'; the table"),
+        (
+            "a.json",
+            "[[0.5, 0.2], [0.8]]",
+            "preference",
+            "row 2 of payoff must be a list of the same length",
+        ),
+        (
+            "a.json",
+            "[[0.5, 0.2], 0.8]",
+            "preference",
+            "row 2 of payoff must be a list of the same length",
+        ),
         ("a.json", '[[0.5, "x"], [1, 2]]', "preference", "row 1, column 2 of payoff: 'x'"),
         ("a.json", "[[0.5, true], [1, 2]]", "preference", "row 1, column 2 of payoff: 'True'"),
         ("a.json", "[[0.5, null], [1, 2]]", "preference", "row 1, column 2 of payoff: 'None'"),
@@ -188,18 +213,23 @@ def npy(array: np.ndarray) -> bytes:
         ("a.json", "[[0.5, NaN], [1, 0.5]]", "preference", "row 1, column 2 is nan"),
         ("a.json", '{"payoff": [[0.5]], "labels": "a"}', "preference", "labels must be a list"),
         ("a.json", '{"payoff": [[0.5]], "labels": ["a", "b"]}', "preference", "2 labels for 1"),
-        ("a.json", '{"wins": [[0]], "ties": 3}', "wins", "ties is not a list of rows"),
-        ("a.npy", "", "preference", "no plain array"),
-        ("a.npy", "0.5,0.5", "preference", "no plain array"),
-        ("a.npy", npy(np.ones((9, 9)))[:-1], "preference", "no plain array"),
-        ("a.npy", pickle.dumps([[0.5]]), "preference", "pickled objects are never read"),
-        ("a.npy", npy(np.array([[0.5, None]])), "preference", "pickled objects are never read"),
-        ("a.npy", npy(np.array([["a"]])), "preference", "payoff holds <U1, not numbers"),
-        ("a.npy", npy(np.array([[1j]])), "preference", "payoff holds complex128, not numbers"),
-        ("a.npy", npy(np.ones(3)), "preference", r"shape \(3,\); it needs rows and columns"),
-        ("a.npy", npy(np.float64(1)), "preference", r"shape \(\); it needs rows and columns"),
+        ("a.json", '{"wins": [[0]], "ties": 3}', "wins", "ties must be a list of rows"),
+        ("a.npy", "", "preference", "not a readable NumPy array"),
+        ("a.npy", "0.5,0.5", "preference", "not a readable NumPy array"),
+        ("a.npy", npy(np.ones((9, 9)))[:-1], "preference", "not a readable NumPy array"),
+        ("a.npy", pickle.dumps([[0.5]]), "preference", "pickled objects are not supported"),
+        ("a.npy", npy(np.array([[0.5, None]])), "preference", "pickled objects are not supported"),
+        ("a.npy", npy(np.array([["a"]])), "preference", "payoff has dtype <U1; it must be numeric"),
+        ("a.npy", npy(np.array([[1j]])), "preference", "payoff has dtype complex128"),
+        ("a.npy", npy(np.ones(3)), "preference", r"shape \(3,\); at least 2 dimensions are needed"),
+        (
+            "a.npy",
+            npy(np.float64(1)),
+            "preference",
+            r"shape \(\); at least 2 dimensions are needed",
+        ),
         ("a.npy", npy(np.ones((0, 0))), "preference", "empty"),
-        ("a.npz", b"PK\x03\x04 and no more", "preference", "no plain array"),
+        ("a.npz", b"PK\x03\x04 and no more", "preference", "not a readable NumPy array"),
     ],
 )
 def test_bad_files_are_named_in_one_line(
@@ -220,29 +250,29 @@ def test_a_pickle_is_not_run(tmp_path: Path) -> None:
 
     for content in (pickle.dumps(Bomb()), npy(np.array([Bomb()]))):
         for ending in (".npy", ".npz"):
-            with pytest.raises(InputError, match="pickled objects are never read"):
+            with pytest.raises(InputError, match="pickled objects are not supported"):
                 load(write(tmp_path, f"bomb{ending}", content))
     assert not (tmp_path / "exploded").exists()
 
 
 def test_paths_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"absent.csv: there is no such file"):
+    with pytest.raises(InputError, match=r"absent.csv: no such file"):
         load(tmp_path / "absent.csv")
     (tmp_path / "folder.csv").mkdir()
-    with pytest.raises(InputError, match=r"folder.csv: this is a directory"):
+    with pytest.raises(InputError, match=r"folder.csv: is a directory"):
         load(tmp_path / "folder.csv")
     (tmp_path / "loop.csv").symlink_to(tmp_path / "loop.csv")
-    with pytest.raises(InputError, match=r"loop.csv: it cannot be read: Too many levels"):
+    with pytest.raises(InputError, match=r"loop.csv: cannot be read: Too many levels"):
         load(tmp_path / "loop.csv")
 
 
 def test_kinds_and_priors_that_do_not_exist(tmp_path: Path) -> None:
     path = write(tmp_path, "game.csv", FAIR)
-    with pytest.raises(InputError, match="no kind of game is named 'zerosum'; use zero_sum"):
+    with pytest.raises(InputError, match="unknown kind of game 'zerosum': did you mean 'zero_sum'"):
         load(path, kind="zerosum")
-    with pytest.raises(InputError, match="use preference, skew, wins, zero_sum"):
+    with pytest.raises(InputError, match="choose from preference, skew, wins, zero_sum"):
         load(path, kind="?")
-    with pytest.raises(InputError, match="a prior goes with counts of wins"):
+    with pytest.raises(InputError, match="prior applies only to win counts"):
         load(path, prior=1.0)
 
 
@@ -310,12 +340,12 @@ def test_a_reference_may_have_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("0.5,0.5", r"shape \(1, 2\); give one row of 3 numbers"),
+        ("0.5,0.5", r"shape \(1, 2\); it must be one row of 3 numbers"),
         ("0.5,0.3\n0.1,0.1\n", r"shape \(2, 2\)"),
-        ("0.5,0,0.5", "entry 2 is 0; a reference gives every action a probability > 0"),
+        ("0.5,0,0.5", "entry 2 is 0; every action needs a probability > 0"),
         ("0.5,-1,1.5", "entry 2 is -1"),
         ("0.5,nan,0.5", "entry 2 is nan"),
-        ("0.5,0.3,0.3", "add up to 1.1; divide them by their sum"),
+        ("0.5,0.3,0.3", "add up to 1.1, not 1; divide them by their sum"),
         ("0.5,x,0.3", "line 1, column 2: 'x' is not a number"),
     ],
 )

@@ -321,7 +321,8 @@ def test_the_benchmark_at_toy_size(
     assert [len(line) for line in lines] == [6] * 4 + [2] * 9
     known = {name.strip(): cells for name, *cells in lines[4:]}
     (policy,), (weighted,), (token,) = (
-        known[name] for name in ("π_θ as it is", "(a) π_θ, weighted, K = 64", "(b) token by token")
+        known[name]
+        for name in ("π_θ, unweighted", "(a) π_θ, weighted, K = 64", "(b) token-level mixing")
     )
     # Nats from the mixture.
     assert float(policy.split(",")[1]) > float(token.split(",")[1])

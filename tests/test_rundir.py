@@ -156,11 +156,11 @@ def test_fresh_takes_the_next_free_directory(tmp_path: Path) -> None:
 
 def test_a_directory_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(InputError, match="is there and is no run"):
+    with pytest.raises(InputError, match="exists but is not a run directory"):
         find_run(config_in(tmp_path))
-    with pytest.raises(InputError, match="is there and is no run"):
+    with pytest.raises(InputError, match="exists but is not a run directory"):
         find_run(config_in(tmp_path / "thesis.tex"))
-    with pytest.raises(InputError, match="cannot be written"):
+    with pytest.raises(InputError, match="is not writable"):
         find_run(config_in(tmp_path / "thesis.tex" / "run"))
 
 

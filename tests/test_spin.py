@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from llm import load_config, train
+from llm import load_config
 from llm.data.prompts import load_prompts
 from llm.embedded import game, resolve
-from llm.run.setup import aims, prepare, rule_and_fit
+from llm.run.setup import prepare, rule_and_fit, target_lines
+from llm.sources import source_of
 from llm.storage.chunks import World
+from llm.train import train
 from tests.test_history import TINY, iterate, lines, log_probs, refused, stored
 from tests.test_train import run
 
@@ -134,7 +136,7 @@ def test_without_a_judge_there_is_no_win_rate(pooled: Path, tmp_path: Path) -> N
 def test_the_exact_companion_is_the_rule_on_the_data(tmp_path: Path) -> None:
     words = (*SPIN, f"output_dir={tmp_path}", "rule_options={alpha: 0.8, memory: 2}", "eta=0.5")
     parts = prepare(load_config("embedded-game", words), World())
-    known = parts.beside
+    known = parts.exact
     assert known is not None
     logp_data, logp_ref = game.data(), known.logp_ref
     iterates = [logp_ref, logp_ref]
@@ -163,7 +165,8 @@ def test_the_exact_companion_is_the_rule_on_the_data(tmp_path: Path) -> None:
 )
 def test_aims_of_rules_for_data(words: Sequence[str], said: Sequence[str]) -> None:
     config = load_config("embedded-game", [*SPIN, *words])
-    assert aims(config, *rule_and_fit(config)) == said
+    rule, fit = rule_and_fit(config)
+    assert target_lines(source_of(config, rule), fit) == said
 
 
 def test_given_pairs_are_neither_sampled_nor_judged(tmp_path: Path) -> None:

@@ -35,8 +35,10 @@ from llm.judges.build import build_judge
 from llm.policy import fitting
 from llm.policy.log_probs import PromptResponse
 from llm.policy.model import Policy
-from llm.run.setup import aims, rule_and_fit
-from llm.sampling import responses as stages
+from llm.run.setup import rule_and_fit, target_lines
+from llm.sampling import transformers_engine
+from llm.sampling.responses import Responses
+from llm.sources import source_of, stages
 from llm.storage.chunks import Work
 from llm.train import Interrupted, main, train
 from solvers.rules import UpdateRule, win_rate
@@ -180,9 +182,9 @@ def test_what_is_recorded_is_of_the_policy_that_sampled_and_of_the_base(whole: P
 def test_wins_are_counted_for_the_policy_against_the_base(tmp_path: Path) -> None:
     asked = [Prompt(({"role": "user", "content": "x"},), "here", (1,)) for _ in range(3)]
 
-    def said(text: str, logp: float) -> stages.Responses:
+    def said(text: str, logp: float) -> Responses:
         row = {"responses": [text, text], "tokens": [[1, 2], [1]], "logp": [logp] * 2}
-        return stages.Responses(asked, [row | {"logp_ref": [-5.0, -5.0]}] * 3)
+        return Responses(asked, [row | {"logp_ref": [-5.0, -5.0]}] * 3)
 
     judge = build_judge("embedded", "length")
     work = Work(chunk_size=2)
@@ -241,7 +243,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path, capsys) ->
         "240,096 parameters",
         "96, 48 held out",
         "τ = 0.2",
-        "not known",
+        "unknown: no earlier run",
     ):
         assert part in shown
     assert list(tmp_path.iterdir()) == []
@@ -345,7 +347,7 @@ def test_a_cut_checkpoint_is_passed_over(
         with pytest.raises(Killed):
             run(path)
     checkpoint = path / "iterations" / "000" / "trainer" / "checkpoint-4"
-    (checkpoint / fitting.WHOLE).unlink()
+    (checkpoint / fitting.COMPLETE).unlink()
     (checkpoint / cut).write_bytes((checkpoint / cut).read_bytes()[:50])
     run(path)
     assert adapter(path) == adapter(whole)
@@ -408,7 +410,7 @@ def test_every_shipped_configuration_names_a_rule_and_a_fit_that_go_together(nam
     rule, fit = rule_and_fit(config)
     assert (config.regularizer is None) == (rule.target[0] is None)
     if config.selection is None:  # best and worst of K are a biased choice
-        for line in aims(config, rule, fit):
+        for line in target_lines(source_of(config, rule), fit):
             assert "none is claimed" not in line
     if name == "mistral-7b-rspo":  # Eq. 52's square carries a factor 2: τ = λ/η there, λ/2η else
         taus = {aim.term: aim.tau for aim in fit.temperatures(rule, 1000, 5)}
@@ -582,15 +584,14 @@ def raising(error: Exception):
 @pytest.mark.parametrize(
     ("where", "what", "knob"),
     [
-        (stages, "sample", "sample.batch_size"),
-        (stages.Responses, "texts", "judge.batch_size"),
+        (transformers_engine, "sample", "sample.batch_size"),
+        (stages, "judge_responses", "judge.batch_size"),
         (fitting, "batch_loss", "train.gradient_checkpointing"),
     ],
 )
 def test_out_of_memory_names_the_knob(tmp_path, monkeypatch, where, what, knob) -> None:
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-    broken = property(raising(error)) if what == "texts" else raising(error)
-    monkeypatch.setattr(where, what, broken)
+    monkeypatch.setattr(where, what, raising(error))
     with pytest.raises(Interrupted) as caught:
         run(tmp_path / "run")
     assert knob in str(caught.value)
@@ -703,8 +704,9 @@ def test_the_default_runs_both_embedded_configurations(tmp_path: Path, capsys) -
 
 
 @pytest.mark.parametrize("first", ["import llm.train", "from llm import train", "import llm"])
-def test_train_is_imported_from_the_package_in_any_order(first: str) -> None:
-    code = f"{first}\nfrom llm import TrainConfig, train\nassert callable(train)\nprint('ok')"
+def test_the_entry_is_imported_from_the_package_in_any_order(first: str) -> None:
+    names = "from llm import TrainConfig, run_training\nfrom llm.train import train"
+    code = f"{first}\n{names}\nassert train is run_training\nprint('ok')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout == "ok\n", done.stderr
 

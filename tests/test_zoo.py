@@ -75,16 +75,16 @@ def test_sizes_follow_a_colon(name: str, half: int) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("rsp", "no game is named 'rsp'; did you mean rps"),
-        ("bradley-terry:5", "did you mean bradley_terry"),
+        ("rsp", "unknown game 'rsp': did you mean 'rps'"),
+        ("bradley-terry:5", "did you mean 'bradley_terry'"),
         ("", "choose from league, rps"),
-        ("rps:4", "rps has a size of its own; leave out ':4'"),
-        ("random:", "random:: the size must be a number from 1"),
-        ("random:-3", "the size must be a number"),
-        ("random:0", "the size must be a number"),
-        ("random:1e3", "the size must be a number"),
+        ("rps:4", "rps has a fixed size; leave out ':4'"),
+        ("random:", "random:: the size must be a whole number from 1"),
+        ("random:-3", "the size must be a whole number"),
+        ("random:0", "the size must be a whole number"),
+        ("random:1e3", "the size must be a whole number"),
         ("random:1000000", "to 20000"),
-        ("cyclic:4", "n is odd"),
+        ("cyclic:4", "n must be odd"),
         ("cyclic:1", "at least 3"),
         ("blade_chest:2", "at least 3"),
     ],
@@ -121,11 +121,11 @@ def test_cyclic_games_are_regular_tournaments(n: int, strength: float) -> None:
     payoff = zoo.cyclic(n, strength).payoff
     np.testing.assert_array_equal((payoff > 0.5).sum(axis=1), (n - 1) // 2)
     np.testing.assert_allclose(payoff.mean(axis=1), 0.5, rtol=0, atol=1e-15)
-    np.testing.assert_array_equal(payoff[1:, 1:], payoff[:-1, :-1])  # turning the circle
+    np.testing.assert_array_equal(payoff[1:, 1:], payoff[:-1, :-1])  # invariant under rotation
     assert has_cycle(payoff)
 
 
-def test_popular_names_of_the_cyclic_games() -> None:
+def test_cyclic_games_have_the_usual_labels() -> None:
     rps, rpsls = zoo.get("rps"), zoo.get("rpsls")
     beats = {"rock": "scissors", "paper": "rock", "scissors": "paper"}
     for game in (rps, rpsls):
@@ -143,7 +143,7 @@ def test_rankings_are_counted(rankings: list[list[int]]) -> None:
         assert payoff[i, j] == pytest.approx(share, abs=1e-15)
 
 
-def test_condorcet_has_the_cycle_no_voter_has() -> None:
+def test_condorcet_is_cyclic_although_no_voter_is() -> None:
     thirds = np.array([[1.5, 2, 1], [1, 1.5, 2], [2, 1, 1.5]])
     # rounding of a mean of three
     np.testing.assert_allclose(zoo.get("condorcet").payoff, thirds / 3, rtol=0, atol=1e-15)
@@ -173,7 +173,7 @@ def test_blade_chest_turns_from_transitive_to_cyclic(seed: int, n: int) -> None:
     assert all(has_cycle(payoff) for payoff in cyclic)
     successor = cyclic[:, np.arange(n), (np.arange(n) + 1) % n]
     assert (successor > 0.5).all()
-    # neighbours are between π/n and 3π/n apart on a circle of radius 2 (logits)
+    # neighbors are between π/n and 3π/n apart on a circle of radius 2 (logits)
     least = 2 * min(np.sin(np.pi / n), np.sin(3 * np.pi / n))
     assert (np.log(successor / (1 - successor)) >= least - 1e-12).all()  # rounding
     half = zoo.blade_chest(n, 0.5, rng(seed), batch_shape=(2,)).payoff

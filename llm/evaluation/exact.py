@@ -42,20 +42,24 @@ class Beside(Protocol):
 
 
 def beside(
-    config: TrainConfig, rule: UpdateRule, policy: Policy, prompts: list[Prompt]
+    config: TrainConfig,
+    rule: UpdateRule,
+    policy: Policy,
+    prompts: list[Prompt],
+    played_by_rule: str | None,
 ) -> Beside | None:
     """What is known of this run's game; None for anything but the embedded ones."""
     judged = config.judge.path if config.judge.kind == "embedded" else None
-    own = rule.needs_data and config.data.answer == ANSWER
+    own = played_by_rule == "data" and config.data.answer == ANSWER
     answers = config.data.path.removeprefix(PREFIX) if own else None
     known = judged or (answers if config.judge.kind == "none" else None)
     if known in ("styles", "text"):
         return StyleGame.of(rule, answers == "text")
     if known == "game":
-        temperature, given = config.sample.temperature, config.data.rejected is not None
+        temperature = config.sample.temperature
         preference = None if judged is None else embedded_game.preference()
-        played = None if given else preference
-        if rule.needs_data:
+        played = preference if played_by_rule == "preference" else None
+        if played_by_rule == "data":
             played = DataGame(np.exp(embedded_game.data())) if answers == "game" else None
         return EnumeratedGame.of(rule, policy, prompts, temperature, preference, played)
     return None

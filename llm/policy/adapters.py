@@ -1,4 +1,4 @@
-"""TODO llm.policy.adapters."""
+"""LoRA adapters: their configuration, and the base model that they belong to."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 BASE_MODEL_RECORD = "base_model.json"
 
 
-def _new_adapter(lora: LoraSettings) -> LoraConfig:
+def new_adapter_config(lora: LoraSettings) -> LoraConfig:
+    """peft's configuration of a new adapter."""
     targets = lora.target_modules
     return LoraConfig(
         task_type="CAUSAL_LM",
@@ -34,7 +35,8 @@ def _new_adapter(lora: LoraSettings) -> LoraConfig:
     )
 
 
-def _given_adapter(directory: str, lora: LoraSettings) -> LoraConfig:
+def read_adapter_config(directory: str, lora: LoraSettings) -> LoraConfig:
+    """peft's configuration of a stored adapter. Raises InputError unless it is a plain LoRA."""
     path = Path(directory) / "adapter_config.json"
     if not path.is_file():
         raise InputError(f"model.adapter={directory}: holds no {path.name}; give a LoRA adapter")
@@ -50,19 +52,20 @@ def _given_adapter(directory: str, lora: LoraSettings) -> LoraConfig:
         )
     config.lora_dropout = lora.dropout
     config.inference_mode = False
-    # peft writes the base of this run there, and warns if another is.
+    # peft writes the base model of this run there, and warns about any other.
     config.base_model_name_or_path = None
     return config
 
 
-def _wrap(base, config: LoraConfig) -> PeftModel:
+def add_adapter(base, config: LoraConfig) -> PeftModel:
+    """The base model with a new adapter. Raises InputError for unknown target modules."""
     with warnings.catch_warnings():
-        # GPT-2 stores its linear layers transposed; peft sees it and says so.
+        # GPT-2 stores its linear layers transposed; peft handles it and warns.
         warnings.filterwarnings("ignore", "fan_in_fan_out is set to False")
-        # The trained copy of a tied head is meant to leave the input embeddings alone. Merged, the
-        # two are untied in the model's configuration (peft, BaseTuner).
+        # The trained copy of a tied head is separate from the input embeddings on purpose. When
+        # merged, peft unties the two in the model's configuration (BaseTuner).
         warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")
-        # peft 0.21 asks transformers 5.23 by a name on its way out.
+        # peft 0.21 uses a name that transformers 5.23 deprecates.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
         try:
             model = get_peft_model(base, config)
@@ -75,7 +78,9 @@ def _wrap(base, config: LoraConfig) -> PeftModel:
 
 
 def _train_in_float32(module: torch.nn.Linear) -> None:
-    """Small steps would be lost in bfloat16 weights; in and out, the module keeps its dtype."""
+    """Keeps the weights in float32, where small steps are not rounded away; inputs and outputs
+    keep the module's dtype.
+    """
     outside = module.weight.dtype
     inside = torch.promote_types(outside, torch.float32)
     module.to(inside)
@@ -83,8 +88,11 @@ def _train_in_float32(module: torch.nn.Linear) -> None:
     module.register_forward_hook(lambda _, inputs, output: output.to(outside))
 
 
-def _check_base(directory: str | Path, base: dict[str, str]) -> None:
-    """Refuses an adapter of another base: by fingerprint, or by name where peft alone wrote it."""
+def check_base(directory: str | Path, base: dict[str, str]) -> None:
+    """Raises InputError for an adapter of another base model.
+
+    Compares fingerprints, or names where the adapter was written by peft alone.
+    """
     record = Path(directory) / BASE_MODEL_RECORD
     if record.is_file():
         trained_on = json.loads(record.read_text())

@@ -1,8 +1,8 @@
-"""The training phase: a fit of `solvers.fits` on transformers.Trainer.
+"""The training phase: a fit of `solvers.fits` as the loss of transformers.Trainer.
 
-A row of the dataset is an item of the fit: one response or a pair, with the numbers that were
-recorded at the start of the iteration. The Trainer evaluates log π_θ and calls `fit.loss`; nothing
-of the algorithm is written here.
+A row of the dataset is an item of the fit: one response or a pair, with the numbers recorded at the
+start of the iteration. The Trainer evaluates log π_θ and calls `fit.loss`; the algorithm itself is
+in `solvers`.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from llm.policy.model import Policy
 from llm.storage.chunks import World
 from solvers.fits import Fit, Items, direct_forward_kl
 
-WHOLE = "whole"  # a file in a Trainer checkpoint, written last
+COMPLETE = "whole"  # file in a Trainer checkpoint, written last
 
 
 @dataclass(frozen=True)
 class FitDataset(Dataset):
-    """Items of B prompts as rows; those of weight zero count for nothing and are left out.
+    """Items of B prompts as rows; items of zero weight are left out.
 
-    completions  B × K responses, which the items number
+    completions  B × K responses, which `items.index` refers to
     items        index (B, I, arity), weight (B, I), columns {name: (B, I)}
-    from_base    one response of μ per prompt and its λ, where forward KL is estimated from those
+    from_base    one response of μ per prompt and λ, where forward KL is estimated on those
     """
 
     completions: Sequence[Sequence[PromptResponse]]
@@ -47,7 +47,7 @@ class FitDataset(Dataset):
 
     @cached_property
     def places(self) -> np.ndarray:
-        """(rows, 2): the prompt and the item of each row."""
+        """(rows, 2): the indices of prompt and item of each row."""
         return np.argwhere(self.items.weight != 0)
 
     def __len__(self) -> int:
@@ -58,7 +58,7 @@ class FitDataset(Dataset):
         responses = [self.completions[prompt][k] for k in self.items.index[prompt, item]]
         if self.from_base is not None:
             responses.append(self.from_base[0][prompt])
-        # A prompt's loss is Σ weight · loss over its I items: in a mean, a weight counts I times.
+        # A prompt's loss is the sum of weight · loss over its I items: a mean needs the factor I.
         weight = self.items.weight[prompt, item] * self.items.weight.shape[1]
         columns = {name: column[prompt, item] for name, column in self.items.columns.items()}
         return {"responses": responses, "weight": weight, "columns": columns}
@@ -66,7 +66,7 @@ class FitDataset(Dataset):
 
 @dataclass(frozen=True)
 class InOrder(Dataset):
-    """Rows in the order in which they are trained on: whole batches, an epoch after the other."""
+    """Rows in training order: complete batches, one epoch after another."""
 
     rows: FitDataset
     order: np.ndarray
@@ -75,7 +75,7 @@ class InOrder(Dataset):
     def shuffled(
         cls, rows: FitDataset, batch_size: int, epochs: int, seed: Sequence[int]
     ) -> InOrder:
-        """Each epoch in an order of its own, without what would be its incomplete last batch."""
+        """A new permutation per epoch, without an incomplete last batch."""
         rng = np.random.default_rng(seed)
         whole = len(rows) - len(rows) % batch_size
         order = [rng.permutation(len(rows))[:whole] for _ in range(epochs)]
@@ -89,7 +89,7 @@ class InOrder(Dataset):
 
 
 def batch_of(rows: Sequence[dict[str, Any]], pad_token_id: int, dtype: torch.dtype) -> dict:
-    """R rows -> what `collate` makes of their responses, weight (R,), columns {name: (R,)}."""
+    """R rows -> the batch of `collate`, with weight (R,) and columns {name: (R,)}."""
     batch: dict[str, Any] = collate([c for row in rows for c in row["responses"]], pad_token_id)
     batch["weight"] = torch.tensor([row["weight"] for row in rows], dtype=dtype)
     batch["columns"] = {
@@ -106,7 +106,7 @@ def batch_loss(
     temperature: float = 1.0,
     lam_from_base: float | None = None,
 ) -> torch.Tensor:
-    """The mean over a batch's rows of weight × loss."""
+    """The mean of weight × loss over the rows of a batch."""
     weight, columns = batch["weight"], batch["columns"]
     logp = sequence_log_probs(model, batch, temperature).view(len(weight), -1)
     if lam_from_base is None:
@@ -116,12 +116,14 @@ def batch_loss(
 
 
 class FitTrainer(Trainer):
-    """A Trainer that takes the rows in their order and the loss from a fit."""
+    """A Trainer with sequential rows and the loss of a fit."""
 
     def __init__(self, *args: Any, loss: Callable[..., torch.Tensor], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.loss = loss
-        self.model_accepts_loss_kwargs = False  # the loss is a mean: scale it for accumulation
+        self.model_accepts_loss_kwargs = (
+            False  # the loss is a mean: the Trainer scales it for accumulation
+        )
 
     def compute_loss(self, model: Any, inputs: dict, return_outputs: bool = False, **_: Any) -> Any:
         """The fit's loss on a micro-batch."""
@@ -133,7 +135,7 @@ class FitTrainer(Trainer):
 
 
 class _Checkpoints(TrainerCallback):
-    """Marks a checkpoint as whole when all of it is on the disk, and tells of steps."""
+    """Marks a checkpoint as complete when all of it is on disk, and reports steps."""
 
     def __init__(self, world: World, on_steps: Callable[[int], object]) -> None:
         self.world, self.on_steps = world, on_steps
@@ -145,20 +147,20 @@ class _Checkpoints(TrainerCallback):
         self.on_steps(1)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.world.barrier()  # every process writes its random state there
+        self.world.barrier()  # every process writes its random state into it
         if self.world.is_main:
             directory = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             for file in directory.iterdir():
                 with file.open("rb") as stream:
                     os.fsync(stream.fileno())
-            (directory / WHOLE).touch()
+            (directory / COMPLETE).touch()
 
 
-def last_whole_checkpoint(directory: Path, world: World) -> str | None:
-    """The latest checkpoint that was written to its end; those that were cut are removed."""
+def last_complete_checkpoint(directory: Path, world: World) -> str | None:
+    """The latest complete checkpoint; incomplete ones are removed."""
     if world.is_main:
         for checkpoint in directory.glob("checkpoint-*"):
-            if not (checkpoint / WHOLE).exists():
+            if not (checkpoint / COMPLETE).exists():
                 shutil.rmtree(checkpoint)
     world.barrier()
     steps = [int(path.name.split("-")[1]) for path in directory.glob("checkpoint-*")]
@@ -166,11 +168,11 @@ def last_whole_checkpoint(directory: Path, world: World) -> str | None:
 
 
 def accumulation(settings: FittingConfig | GFlowNetConfig, processes: int) -> int:
-    """Micro-batches per process and optimizer step. Raises InputError where they do not divide."""
+    """Micro-batches per process and optimizer step. Raises InputError if they do not divide."""
     at_once = settings.micro_batch_size * processes
     if settings.batch_size % at_once:
         raise InputError(
-            f"{settings.prefix}batch_size={settings.batch_size} is no multiple of "
+            f"{settings.prefix}batch_size={settings.batch_size} is not a multiple of "
             f"{settings.prefix}micro_batch_size={settings.micro_batch_size} times {processes} "
             "processes; change one of them"
         )
@@ -180,16 +182,16 @@ def accumulation(settings: FittingConfig | GFlowNetConfig, processes: int) -> in
 def training_arguments(
     settings: FittingConfig, directory: Path, world: World, seed: int, on_cpu: bool
 ) -> TrainingArguments:
-    """The Trainer's arguments. Raises InputError for what it does not know or cannot do."""
+    """The Trainer's arguments. Raises InputError for unknown or invalid ones."""
     known = {f.name for f in dataclasses.fields(TrainingArguments)}
-    # transformers renames the option within 5.x.
+    # The option was renamed within transformers 5.x.
     new = "activation_checkpointing" in known
     checkpointing = "activation_checkpointing" if new else "gradient_checkpointing"
     arguments: dict[str, Any] = {
         "output_dir": str(directory),
         "per_device_train_batch_size": settings.micro_batch_size,
         "gradient_accumulation_steps": accumulation(settings, world.size),
-        "num_train_epochs": 1,  # the rows of all epochs are laid out in their order
+        "num_train_epochs": 1,  # the dataset holds the rows of all epochs
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": settings.schedule,
         "warmup_steps": settings.warmup,
@@ -197,7 +199,7 @@ def training_arguments(
         "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.max_grad_norm,
         "save_steps": settings.save_steps,
-        "save_total_limit": 2,  # one stays while the next is being written
+        "save_total_limit": 2,  # the last one stays while the next is written
         "report_to": settings.report_to,
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
@@ -213,12 +215,14 @@ def training_arguments(
         arguments |= {checkpointing: True, f"{checkpointing}_kwargs": {"use_reentrant": False}}
     unknown = sorted(set(settings.arguments) - known)
     if unknown:
-        raise InputError(f"train.arguments.{unknown[0]}: no argument of transformers' Trainer")
+        raise InputError(
+            f"train.arguments.{unknown[0]}: unknown argument of transformers' TrainingArguments"
+        )
     try:
         made = TrainingArguments(**arguments | settings.arguments)
     except (ValueError, ImportError, TypeError) as error:
         raise InputError(f"train: {str(error).splitlines()[0]}") from error
-    if made.n_gpu > 1:  # several GPUs are for several processes, not for nn.DataParallel
+    if made.n_gpu > 1:  # one GPU per process; no nn.DataParallel
         made._n_gpu = 1
     return made
 
@@ -237,9 +241,10 @@ def fit_policy(
 ) -> list[float]:
     """Trains π_θ on the rows; the loss of each optimizer step.
 
-    Continues from the last whole checkpoint under `directory`. Raises FloatingPointError where the
-    loss is no number any more.
+    Continues from the last complete checkpoint in `directory`. Raises FloatingPointError if the
+    loss becomes NaN or infinite.
     """
+    policy.adapter = None  # the weights are about to change
     ordered = InOrder.shuffled(rows, settings.batch_size, settings.epochs, seed)
     dtype = torch.promote_types(policy.model.dtype, torch.float32)
     lam = None if rows.from_base is None else rows.from_base[1]
@@ -252,10 +257,10 @@ def fit_policy(
         loss=lambda model, batch: batch_loss(model, batch, fit, temperature, lam),
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=last_whole_checkpoint(directory, world))
+    trainer.train(resume_from_checkpoint=last_complete_checkpoint(directory, world))
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     if not all(map(math.isfinite, losses)):
         raise FloatingPointError(
-            "the loss is no number any more; lower eta or train.learning_rate, or take fit=proximal"
+            "the loss became NaN or infinite; lower eta or train.learning_rate, or use fit=proximal"
         )
     return losses

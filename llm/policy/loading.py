@@ -1,4 +1,4 @@
-"""TODO llm.policy.loading."""
+"""Loading the base model and what identifies it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DTYPES = {
 }
 
 
-MENDS = {
+HINTS = {
     "model.path": "a directory or hub name with config.json, tokenizer and safetensors weights",
     "model.random_from_config": "a directory with a config.json of a causal language model",
     "model.adapter": "a directory with a LoRA adapter as peft saves it",
@@ -38,7 +38,7 @@ MENDS = {
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """torch's global generators restart from `seed` inside, and go on outside as if nothing was."""
+    """Inside, torch's global generators start from `seed`; afterwards they have their old state."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
@@ -46,17 +46,18 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def naming_field(key: str, path: str | Path) -> Iterator[None]:
-    """Turns what a library says of an unreadable checkpoint into one line that names the key."""
+    """Turns a library's error about a checkpoint into one line that names the field."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # the libraries raise OSError, ValueError, KeyError, SafetensorError
         said = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"{key}={path}: cannot be read ({said[0]}); give {MENDS[key]}") from error
+        raise InputError(f"{key}={path}: cannot be read ({said[0]}); give {HINTS[key]}") from error
 
 
-def _device(name: str | None) -> torch.device:
+def model_device(name: str | None) -> torch.device:
+    """The device of that name; None: a GPU where there is one. Raises InputError."""
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
@@ -64,9 +65,10 @@ def _device(name: str | None) -> torch.device:
     return torch.device(name)
 
 
-def _load_model(settings: ModelConfig, config: PreTrainedConfig, device: torch.device):
-    # Placed while it is read, so that a large model is never whole in host memory. A device map
-    # that names the CPU would make peft put hooks on every module, so there is none there.
+def load_base_model(settings: ModelConfig, config: PreTrainedConfig, device: torch.device):
+    """The causal LM of `model.path`. Raises InputError where weights are missing."""
+    # Weights are placed while they are read, so that a large model is never held in host memory.
+    # There is no device map for the CPU: peft would put hooks on every module.
     device_map = None if device.type == "cpu" else {"": device}
     with naming_field("model.path", settings.path):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -85,14 +87,20 @@ def _load_model(settings: ModelConfig, config: PreTrainedConfig, device: torch.d
         absent = sorted(report["missing_keys"])
         raise InputError(
             f"model.path={settings.path}: {len(absent)} weights are missing ({absent[0]}, ...) and "
-            "would be filled at random; give a complete checkpoint of a causal language model"
+            "would be initialized at random; give a complete checkpoint of a causal language model"
         )
     return model
 
 
-def _random_model(settings: ModelConfig, config: PreTrainedConfig, device: torch.device, seed: int):
+def random_base_model(
+    settings: ModelConfig, config: PreTrainedConfig, device: torch.device, seed: int
+):
+    """A causal LM of that configuration with random weights."""
     if settings.load_in_4bit:
-        raise InputError("model.load_in_4bit: quantises weights, model.random_from_config has none")
+        raise InputError(
+            "model.load_in_4bit: quantizes stored weights; leave it out with "
+            "model.random_from_config"
+        )
     dtype = DTYPES[settings.dtype] if settings.dtype != "auto" else config.dtype or torch.float32
     with seeded(seed, device), device:
         return AutoModelForCausalLM.from_config(
@@ -119,8 +127,8 @@ def _four_bit(settings: ModelConfig, device: torch.device) -> BitsAndBytesConfig
     )
 
 
-def _switch_off_dropout(model: torch.nn.Module) -> None:
-    """train() then leaves every distribution as it is, so that pi_theta starts at pi_t."""
+def disable_dropout(model: torch.nn.Module) -> None:
+    """Sets every dropout probability to 0, so that π_θ in training mode starts at π_t."""
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -129,7 +137,7 @@ def _switch_off_dropout(model: torch.nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def _stop_ids(model, tokenizer, path: str | Path) -> tuple[int, ...]:
+def stop_token_ids(model, tokenizer, path: str | Path) -> tuple[int, ...]:
     """Tokens that end a response: the tokenizer's EOS and those of generation_config.json."""
     named = model.generation_config.eos_token_id
     ids = {named} if isinstance(named, int) else set(named or ())
@@ -137,17 +145,20 @@ def _stop_ids(model, tokenizer, path: str | Path) -> tuple[int, ...]:
         ids.add(tokenizer.eos_token_id)
     if not ids:
         raise InputError(
-            f"model.path={path}: no EOS token, so no response would ever end; "
-            'name one as "eos_token" in its tokenizer_config.json'
+            f"model.path={path}: no EOS token, so no response would end; "
+            'set "eos_token" in its tokenizer_config.json'
         )
     return tuple(sorted(ids))
 
 
-def _pad_token_id(model, tokenizer, stop_ids: tuple[int, ...], path: str) -> int:
-    """A token with an embedding to pad with; masks hide it. Refuses other tokens without one."""
+def padding_token_id(model, tokenizer, stop_ids: tuple[int, ...], path: str) -> int:
+    """A padding token that has an embedding; masks exclude it.
+
+    Raises InputError if any other token has no embedding.
+    """
     rows = model.get_input_embeddings().weight.shape[0]
     pad = tokenizer.pad_token_id
-    # Many a checkpoint has had PAD put into its tokenizer later, past the last embedding.
+    # In many checkpoints PAD was added to the tokenizer later, beyond the last embedding.
     largest = max(set(tokenizer.get_vocab().values()) - {pad})
     if largest >= rows:
         raise InputError(
@@ -156,12 +167,12 @@ def _pad_token_id(model, tokenizer, stop_ids: tuple[int, ...], path: str) -> int
         )
     if pad is not None and pad < rows:
         return pad
-    logger.info("model.path=%s has no PAD token: EOS pads in its place", path)
+    logger.info("model.path=%s has no PAD token: EOS is used for padding", path)
     return stop_ids[0]
 
 
-def _fingerprint(path: str) -> str:
-    """Hash of a checkpoint's tensor names, shapes and some of their values, wherever it lies."""
+def fingerprint_of(path: str) -> str:
+    """Hash of a checkpoint's tensor names, shapes and some values, independent of its location."""
     directory = Path(str(cached_file(path, "config.json"))).parent
     digest = hashlib.sha256()
     window = 2**16
@@ -174,6 +185,7 @@ def _fingerprint(path: str) -> str:
     return digest.hexdigest()
 
 
-def _random_fingerprint(config: PreTrainedConfig, seed: int) -> str:
+def random_fingerprint(config: PreTrainedConfig, seed: int) -> str:
+    """What identifies a model of `random_base_model`."""
     settings = config.to_dict() | {"transformers_version": None, "seed": seed}
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,4 +1,8 @@
-"""TODO llm.policy.log_probs."""
+"""From token ids to log-probabilities of whole responses.
+
+The log-probability of a response is the sum over its tokens, end-of-sequence token included, in
+float32 at least.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.checkpoint import checkpoint
 
-# Largest float32 copy of logits made at once, in elements: 128 MiB.
+# Elements of the largest float32 copy of logits that is made at once: 128 MiB.
 LOGIT_CHUNK = 2**25
 
 
@@ -16,8 +20,8 @@ LOGIT_CHUNK = 2**25
 class PromptResponse:
     """Token ids of a prompt and of a response to it.
 
-    The response holds its end-of-sequence token where the model produced one; a response cut at the
-    length limit has none and is scored as it is.
+    The response includes the end-of-sequence token if the model produced one; a response cut at the
+    length limit has none.
     """
 
     prompt_ids: Sequence[int]
@@ -32,7 +36,7 @@ def collate(
 ) -> dict[str, torch.Tensor]:
     """B completions -> `input_ids, attention_mask, position_ids, response_mask`, each (B, T).
 
-    Padding on the left keeps all responses in the last columns: the fewest logits are made.
+    With padding on the left all responses end in the last column: fewer logits are computed.
     """
     width = max(len(completion) for completion in completions)
     ids = torch.full((len(completions), width), pad_token_id)
@@ -57,11 +61,11 @@ def collate(
 def token_log_probs(
     logits: torch.Tensor, tokens: torch.Tensor, temperature: float = 1.0
 ) -> torch.Tensor:
-    """(B, T, V), (B, T, N) -> (B, T, N): log softmax(logits / temperature) at N tokens a place.
+    """(B, T, V), (B, T, N) -> (B, T, N): log softmax(logits / temperature) at N tokens.
 
-    One token a place may come as (B, T) -> (B, T). In float32 (float64 for float64 logits), and
-    with no more than `LOGIT_CHUNK` elements in that precision at a time, in the backward pass as
-    well.
+    N tokens per position; one may be given as (B, T) -> (B, T). Computed in float32 (float64 for
+    float64 logits), with at most `LOGIT_CHUNK` elements in that precision at a time, also in the
+    backward pass.
     """
     if tokens.ndim == 2:
         return token_log_probs(logits, tokens.unsqueeze(-1), temperature).squeeze(-1)
@@ -86,9 +90,10 @@ def token_log_probs(
 def response_logits(
     model: torch.nn.Module, batch: Mapping[str, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Batch of `collate` -> logits (B, T, V), tokens (B, T) that they foretell, and which count.
+    """Batch of `collate` -> logits (B, T, V), the tokens (B, T) that they predict, and the
+    response mask (B, T).
 
-    The T columns hold all responses, and the ends of some prompts, which do not count.
+    The T columns cover all responses and the ends of some prompts, which the mask excludes.
     """
     response = batch["response_mask"].bool()
     start = int(response.any(0).nonzero()[0])
@@ -107,7 +112,7 @@ def sequence_log_probs(
 ) -> torch.Tensor:
     """Batch of `collate` -> (B,): log-probability of each response given its prompt, in nats.
 
-    `temperature` is that of the distribution scored, as in sampling. Differentiable.
+    `temperature` is that of the policy, as in sampling. Differentiable.
     """
     logits, tokens, response = response_logits(model, batch)
     return token_log_probs(logits, tokens, temperature).where(response, 0).sum(-1)

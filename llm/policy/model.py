@@ -24,29 +24,33 @@ from llm.policy.adapters import (
     ADAPTER,
     ADAPTER_WEIGHTS,
     BASE_MODEL_RECORD,
-    _check_base,
-    _given_adapter,
-    _new_adapter,
-    _wrap,
+    add_adapter,
+    check_base,
+    new_adapter_config,
+    read_adapter_config,
 )
 from llm.policy.loading import (
-    _device,
-    _fingerprint,
-    _load_model,
-    _pad_token_id,
-    _random_fingerprint,
-    _random_model,
-    _stop_ids,
-    _switch_off_dropout,
+    disable_dropout,
+    fingerprint_of,
+    load_base_model,
+    model_device,
     naming_field,
+    padding_token_id,
+    random_base_model,
+    random_fingerprint,
     seeded,
+    stop_token_ids,
 )
 from llm.policy.log_probs import PromptResponse, collate, sequence_log_probs
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Policy:
-    """A base model with a LoRA adapter: π_θ with the adapter on, μ exactly with it off."""
+    """A base model with a LoRA adapter: π_θ with the adapter on, μ exactly with it off.
+
+    `adapter` is the directory that the adapter's weights were last read from or written to; None
+    for weights that are stored nowhere: a new adapter, or one in training.
+    """
 
     model: PeftModel
     tokenizer: PreTrainedTokenizerBase
@@ -54,6 +58,7 @@ class Policy:
     pad_token_id: int
     context_length: int | None
     base: dict[str, str]
+    adapter: Path | None = None
 
     @classmethod
     def load(
@@ -61,12 +66,12 @@ class Policy:
     ) -> Policy:
         """The causal LM of `settings` with a new adapter, drawn from `seed`, or a given one.
 
-        The checkpoint's dropouts and its generation defaults are switched off, so that what is
-        sampled, recorded and trained is one distribution. Weights are read from safetensors only.
-        Of `lora`, a given adapter takes the dropout alone. Raises InputError naming the field.
+        Dropout and the checkpoint's generation defaults are disabled, so that sampling, recorded
+        log-probabilities and training use one distribution. Weights are read from safetensors
+        only. A given adapter uses only the dropout of `lora`. Raises InputError naming the field.
         """
         lora = lora or LoraSettings()
-        device = _device(settings.device)
+        device = model_device(settings.device)
         remote = {"trust_remote_code": settings.trust_remote_code}
         shape = settings.random_from_config
         source = shape or settings.path
@@ -75,20 +80,21 @@ class Policy:
         with naming_field("model.path", settings.path):
             tokenizer = AutoTokenizer.from_pretrained(settings.path, **remote)
         if shape is None:
-            base = _load_model(settings, config, device)
-            fingerprint = _fingerprint(settings.path)
+            base = load_base_model(settings, config, device)
+            fingerprint = fingerprint_of(settings.path)
         else:
-            base = _random_model(settings, config, device, seed)
-            fingerprint = _random_fingerprint(config, seed)
-        stop_ids = _stop_ids(base, tokenizer, settings.path)
-        pad_token_id = _pad_token_id(base, tokenizer, stop_ids, settings.path)
+            base = random_base_model(settings, config, device, seed)
+            fingerprint = random_fingerprint(config, seed)
+        stop_ids = stop_token_ids(base, tokenizer, settings.path)
+        pad_token_id = padding_token_id(base, tokenizer, stop_ids, settings.path)
         base.generation_config = GenerationConfig()
-        _switch_off_dropout(base)
+        disable_dropout(base)
 
         given = settings.adapter
-        lora_config = _new_adapter(lora) if given is None else _given_adapter(given, lora)
+        new = given is None
+        lora_config = new_adapter_config(lora) if new else read_adapter_config(given, lora)
         with seeded(seed, device):
-            model = _wrap(base, lora_config)
+            model = add_adapter(base, lora_config)
         policy = cls(
             model=model,
             tokenizer=tokenizer,
@@ -119,8 +125,28 @@ class Policy:
         finally:
             self.model.train(training)
 
+    @contextmanager
+    def using(self, adapter: Path | None) -> Iterator[None]:
+        """Inside, π_θ has the weights of that directory; afterwards those that it had.
+
+        None leaves it as it is: the base model is not changed by any adapter. Raises RuntimeError
+        where the present weights are stored nowhere, so that they would be lost.
+        """
+        before = self.adapter
+        if adapter is None or adapter == before:
+            yield
+            return
+        if before is None:
+            raise RuntimeError("the adapter's weights are not saved and would be lost")
+        self.load_adapter(adapter)
+        yield
+        self.load_adapter(before)
+
     def collate(self, completions: Sequence[PromptResponse]) -> dict[str, torch.Tensor]:
-        """B completions -> a batch on the model's device; refuses what the context cannot hold."""
+        """B completions -> a batch on the model's device.
+
+        Raises InputError if one exceeds the context length.
+        """
         self.check_length(max(len(completion) for completion in completions))
         batch = collate(completions, self.pad_token_id)
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
@@ -143,7 +169,7 @@ class Policy:
         adapter: bool = True,
         temperature: float = 1.0,
     ) -> torch.Tensor:
-        """N completions -> (N,) on the CPU: log-probabilities to record, in batches by length."""
+        """N completions -> (N,) on the CPU: log-probabilities without gradients."""
         with self.acting(adapter):
             return self.in_batches(
                 completions,
@@ -157,7 +183,7 @@ class Policy:
         batch_size: int,
         values: Callable[[dict[str, torch.Tensor]], torch.Tensor],
     ) -> torch.Tensor:
-        """N completions -> (N,) on the CPU: what `values` makes, (B,), of batches by length."""
+        """N completions -> (N,) on the CPU: `values(batch) -> (B,)` over batches by length."""
         order = sorted(range(len(completions)), key=lambda i: len(completions[i]))
         recorded = [0.0] * len(completions)
         for first in range(0, len(order), batch_size):
@@ -177,22 +203,22 @@ class Policy:
             )
 
     def save_adapter(self, directory: str | Path) -> None:
-        """Writes the adapter in peft's layout, with a record of the base that it belongs to."""
-        # The hub is asked about the vocabulary size unless the embedding layers are ruled out.
+        """Writes the adapter in peft's layout, with a record of its base model."""
+        # peft would ask the hub for the vocabulary size if embedding layers were not excluded.
         self.model.save_pretrained(
             str(directory), selected_adapters=[ADAPTER], save_embedding_layers=False
         )
         (Path(directory) / BASE_MODEL_RECORD).write_text(json.dumps(self.base, indent=1) + "\n")
 
     def load_adapter(self, directory: str | Path) -> None:
-        """Puts the weights that `save_adapter` (or peft) wrote into this policy's adapter.
+        """Loads the weights that `save_adapter` (or peft) wrote.
 
-        Raises InputError when they are missing, unreadable, of another shape or of another base.
+        Raises InputError if they are missing, unreadable, of another shape or of another base.
         """
-        _check_base(directory, self.base)
+        check_base(directory, self.base)
         path = Path(directory) / ADAPTER_WEIGHTS
         if not path.is_file():
-            raise InputError(f"{path}: no such file; an adapter is read from safetensors only")
+            raise InputError(f"{path}: no such file; adapters are read from safetensors only")
         with naming_field("model.adapter", directory):
             weights = load_file(path)
         expected = get_peft_model_state_dict(self.model, save_embedding_layers=False)
@@ -202,3 +228,4 @@ class Policy:
                 "give the base model that the adapter was trained on, and the same lora settings"
             )
         set_peft_model_state_dict(self.model, weights)
+        self.adapter = Path(directory)

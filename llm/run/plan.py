@@ -1,4 +1,4 @@
-"""`--dry-run`: what a run would do, checked as far as it can be without a GPU or the weights."""
+"""`--dry-run`: what a run would do, checked as far as possible without a GPU or the weights."""
 
 from __future__ import annotations
 
@@ -17,23 +17,13 @@ from llm.data.prompts import PromptSet
 from llm.embedded import resolve
 from llm.judges.build import check_judge_files
 from llm.policy.fitting import accumulation
-from llm.policy.iterates import required_iterates
 from llm.policy.model import Policy
-from llm.run.setup import (
-    aims,
-    check_batches,
-    check_sampler,
-    checked,
-    comparisons_per_prompt,
-    encoded,
-    items_per_prompt,
-    shape_of,
-)
+from llm.run.setup import check_batches, check_sampler, checked, encoded, shape_of, target_lines
+from llm.sources.base import Source
 from llm.storage.chunks import chunks
 from llm.storage.directory import find_run
 from llm.storage.files import read_json, read_rows
 from llm.storage.provenance import hardware
-from solvers.rules import UpdateRule
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
@@ -47,14 +37,15 @@ def print_plan(config: TrainConfig, console: Console) -> None:
     def say(name: str, text: object) -> None:
         console.print(f"{name:<12} {text}", markup=False, highlight=False, soft_wrap=True)
 
-    rule, fit, examples = checked(config)
+    source, fit, examples = checked(config)
+    rule = source.rule
     run = find_run(config)
     state = (
         "finished" if run.finished else f"{run.trained()} of {config.iterations} iterations done"
     )
     say("run", f"{run.path} ({state})")
     say("rule", f"{rule.name}, fit {fit.name}, eta {rule.eta_at(0):g}")
-    for line in aims(config, rule, fit):
+    for line in target_lines(source, fit):
         say("", line)
 
     known = resolve(config)
@@ -78,10 +69,10 @@ def print_plan(config: TrainConfig, console: Console) -> None:
         size = "on the hub, to be downloaded" if judge is None else f"{judge:,} parameters"
         say("judge", f"{config.judge.kind} {config.judge.path}: {size}")
 
-    check_batches(config, rule, fit, prompts)
+    check_batches(source, fit, prompts)
     check_sampler(known, policy, prompts)
-    uses = uses_of(config, rule, prompts)
-    items = uses.prompts * items_per_prompt(config, rule, fit)
+    uses = uses_of(source, prompts)
+    items = uses.prompts * source.items_per_prompt(fit)
     steps = items // config.train.batch_size * config.train.epochs
     say(
         "iteration",
@@ -91,7 +82,7 @@ def print_plan(config: TrainConfig, console: Console) -> None:
         f"{accumulation(config.train, 1)} micro-batches on one process",
     )
     if uses.past:
-        say("", f"responses are scored under up to {uses.past} past iterates, too")
+        say("", f"log-probabilities are also computed under up to {uses.past} past iterates")
     parts = memory(known, policy, base, trained, judge or 0, longest)
     for name, size in parts.items():
         say("memory", f"{name}: {_size(size)}")
@@ -111,29 +102,41 @@ def print_plan(config: TrainConfig, console: Console) -> None:
 
 @dataclass(frozen=True)
 class Uses:
-    """What an iteration takes, with a whole history behind it and every pair passed on."""
+    """What the last iteration takes, if every selected pair is trained on.
 
-    asked: int  # prompts of the iteration
-    prompts: int  # prompts trained on, those of pooled iterations included
-    sampled: int  # responses
+    asked        prompts of the iteration
+    prompts      prompts that are trained on, those of pooled iterations included
+    sampled      responses that are generated
+    comparisons  pairs that are judged
+    scored       responses whose log-probabilities are computed under π_t and μ
+    trained      responses that are trained on
+    past         earlier iterates under which log-probabilities are computed as well
+    """
+
+    asked: int
+    prompts: int
+    sampled: int
     comparisons: int
-    scored: int  # responses, under π_t and μ
-    trained: int  # responses
-    past: int  # iterates that responses are scored under besides
+    scored: int
+    trained: int
+    past: int
 
 
-def uses_of(config: TrainConfig, rule: UpdateRule, prompts: PromptSet) -> Uses:
+def uses_of(source: Source, prompts: PromptSet) -> Uses:
     """The numbers of a configuration."""
+    config, cost = source.config, source.cost
     asked = config.data.prompts_per_iteration or len(prompts.folds[0])
-    k, pool = config.samples_per_prompt, min(config.pooled_iterations, config.iterations)
-    given = config.data.rejected is not None
-    sampled = 0 if given else asked * k
-    scored = asked * pool * (k + 1) if rule.needs_data else 2 * asked if given else sampled
-    trained = 2 * asked if config.selection is not None else scored
     last = config.iterations - 1
-    past = set(required_iterates(rule, last)) - {last}
-    compared = asked * comparisons_per_prompt(config, rule)
-    return Uses(asked, asked * pool, sampled, compared, scored, trained, len(past))
+    past = set(source.required_iterates(last)) - {last}
+    return Uses(
+        asked=asked,
+        prompts=asked * cost.groups,
+        sampled=asked * cost.sampled,
+        comparisons=asked * cost.comparisons,
+        scored=asked * cost.scored,
+        trained=asked * cost.trained,
+        past=len(past),
+    )
 
 
 def judge_size(config: TrainConfig) -> int | None:
@@ -201,7 +204,7 @@ def disk(config: TrainConfig, trained: int, responses: int) -> int:
 
 
 def time_of(config: TrainConfig, prompts: PromptSet, uses: Uses) -> str:
-    """From the rates of the last run of this model on such a machine; else not known."""
+    """From the throughput of an earlier run of this model on the same hardware."""
     here = hardware()
     for metrics in Path(config.output_dir).parent.glob("*/metrics.jsonl"):
         starts = read_json(metrics.parent / "provenance.json", {"starts": []})["starts"]
@@ -222,4 +225,4 @@ def time_of(config: TrainConfig, prompts: PromptSet, uses: Uses) -> str:
         }
         seconds = sum(n / per_second[what] for what, n in amounts.items() if what in per_second)
         return f"about {seconds:.0f} s an iteration, at the rates of {metrics.parent}"
-    return "not known: no run of this model on such a machine beside output_dir"
+    return "unknown: no earlier run of this model on this hardware next to output_dir"

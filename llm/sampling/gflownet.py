@@ -1,4 +1,4 @@
-"""A sampler of the geometric mixture ∝ π_θ(y)^(1−share) μ(y)^share, by GFlowNet fine-tuning.
+"""A sampler of the geometric mixture ∝ π_θ(y)^(1−share) μ(y)^share, trained as a GFlowNet.
 
 After Hu et al. 2023 ("Amortizing intractable inference in large language models") and α-SPIN
 App. A: a LoRA adapter of rank 16 is trained on top of π_θ until the probability q(y) of each
@@ -6,9 +6,9 @@ response is proportional to its reward R(y) = π_θ(y)^(1−share) μ(y)^share.
 
 **The loss.** States are prefixes s of responses; from each, a token is appended or the response
 terminates, by one of the model's end-of-sequence tokens ⊤. At the length limit L termination is
-forced: a response cut there has a reward without a factor for EOS, and so has its q. With F(s) the
-flow through s (the reward of all responses that begin with s), a sampler ∝ R obeys, for each prefix
-s_i of a response y = (y_1, …, y_n) and each later one s_j,
+forced: the reward of a response that is cut there has no factor for EOS, and neither has its q.
+With F(s) the flow through s (the reward of all responses that begin with s), a sampler ∝ R obeys,
+for each prefix s_i of a response y = (y_1, …, y_n) and each later one s_j,
 
     F(s_i) q(y_{i+1} | s_i) ⋯ q(y_j | s_{j−1}) = F(s_j)      (sub-trajectory balance)
     F(s_i) q(⊤ | s_i) = R(s_i ⊤)                             (each state can terminate)
@@ -21,16 +21,15 @@ q(s_i ⊤) = q(y_1 | s_0) ⋯ q(y_i | s_{i−1}) q(⊤ | s_i),
 and at the limit s_L, whose flow is its reward, b_L = log R(y) − log q(y). So the mean square of all
 sub-trajectory terms, b_i − b_j over i < j, is twice the sample variance of b along the response.
 
-It vanishes for every response if and only if q ∝ R: all b_i of a response are then one number, and
-all responses share b_0, so that R = e^{b_0} q throughout; q sums to 1, so e^{b_0} is the
-normalising constant. Conversely q ∝ R makes b constant. Nothing is learned beside q: no flow, no
-constant.
+It is zero for every response if and only if q ∝ R: all b_i of a response are then equal, and all
+responses share b_0, so that R = e^{b_0} q for all of them; q sums to 1, so e^{b_0} is the
+normalizing constant. Conversely, q ∝ R makes b constant. Only q is learned: no flow, no constant.
 
-Differs from Hu et al.: the mean over pairs is taken in each response, not over a batch, so that a
-response's loss does not depend on its neighbours (theirs weighs a response by its number of pairs);
-all their weights λ of sub-trajectories are 1, as they set it; trajectories are drawn half from q as
-it is and half from μ, where they have a replay buffer and tempered draws of q. Any distribution of
-full support will do: the minimiser is the same.
+Differs from Hu et al.: the mean over pairs is taken within each response, not over a batch, so that
+a response's loss does not depend on the others (theirs weights a response by its number of pairs);
+the weights λ of sub-trajectories are all 1, which is their setting; trajectories are drawn half
+from the current q and half from μ, where they use a replay buffer and tempered draws of q. Any
+distribution of full support has the same minimizer.
 """
 
 from __future__ import annotations
@@ -66,11 +65,11 @@ SAMPLER = "sampler"  # peft's name of the adapter that turns π_θ into q
 def log_terminated(
     log_token: torch.Tensor, log_stop: torch.Tensor, response: torch.Tensor
 ) -> torch.Tensor:
-    """(B, T), (B, T, E), (B, T) -> (B, T + 1, E): log q of each prefix, terminated, and of all.
+    """(B, T), (B, T, E), (B, T) -> (B, T + 1, E): log q of each terminated prefix, and of all.
 
-    log_token and log_stop are log-probabilities of the tokens that stand there and of the E that
-    would have terminated in their place, `response` says where the responses are. The last entry is
-    the response as it is, whether it terminated or was cut.
+    log_token and log_stop are log-probabilities of the tokens at each position and of the E tokens
+    that would have terminated there; `response` masks the responses. The last entry is the whole
+    response, whether it terminated or was cut.
     """
     taken = log_token.where(response, 0).unsqueeze(-1)
     before = taken.cumsum(1) - taken
@@ -83,12 +82,12 @@ def balance_loss(
 ) -> torch.Tensor:
     """(B, T + 1, E), (B, T + 1, E), (B, T), (B,) -> (B,): mean square of b_i − b_j over i < j.
 
-    Both from `log_terminated`: of the sampler, and the same mixture of π_θ's and μ's.
+    Both from `log_terminated`: of the sampler, and of the mixture of π_θ and μ.
     """
-    # To terminate is one event, whichever token does it. Of the whole response there is one value
-    # in E copies, whose log E cancels.
+    # Termination is one event, whichever token causes it. The whole response has one value in E
+    # copies, whose log E cancels.
     b = log_reward.logsumexp(-1) - log_q.logsumexp(-1)
-    # With one such token, a finished response is its own last prefix, terminated.
+    # With one such token, a finished response equals its last prefix, terminated.
     twice = finished & (log_q.shape[-1] == 1)
     last = response.cumsum(-1) == response.sum(-1, keepdim=True)
     points = torch.cat(
@@ -97,7 +96,7 @@ def balance_loss(
     count = points.sum(-1)
     mean = b.where(points, 0).sum(-1) / count
     square = (b - mean[:, None]).where(points, 0).square().sum(-1)
-    return 2 * square / (count - 1).clamp(min=1)  # an empty response is one point: nothing to say
+    return 2 * square / (count - 1).clamp(min=1)  # an empty response has one point only
 
 
 def _log_terminated(
@@ -106,7 +105,7 @@ def _log_terminated(
     stop_ids: Sequence[int],
     temperature: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, T + 1, E), and (B, T) where the responses are."""
+    """(B, T + 1, E), and the response mask (B, T)."""
     logits, tokens, response = response_logits(model, batch)
     stops = torch.tensor(stop_ids, device=tokens.device).expand(*tokens.shape, -1)
     asked = torch.cat([tokens.unsqueeze(-1), stops], dim=-1)
@@ -115,19 +114,19 @@ def _log_terminated(
 
 
 def check_termination(policy: Policy) -> tuple[int, ...]:
-    """The tokens that terminate a response. Raises InputError where the model has none."""
+    """The tokens that terminate a response. Raises InputError if the model has none."""
     rows = policy.model.get_input_embeddings().weight.shape[0]
     known = tuple(token for token in policy.stop_ids if token < rows)
     if not known:
         raise InputError(
             f"model.path={policy.base['path']}: has no embedding for an end-of-sequence token, so "
-            "a GFlowNet has nothing to terminate by; take sample.distribution=token_mixture"
+            "a GFlowNet cannot terminate; take sample.distribution=token_mixture"
         )
     return known
 
 
 def attach_sampler(policy: Policy, config: LoraConfig, seed: int = 0) -> None:
-    """Adds a new adapter, which leaves π_θ as it is, in place of an earlier one."""
+    """Adds a new sampler adapter, which replaces an earlier one and leaves π_θ unchanged."""
     remove_sampler(policy)
     with seeded(seed, policy.device):
         policy.model.add_adapter(SAMPLER, config)
@@ -135,14 +134,14 @@ def attach_sampler(policy: Policy, config: LoraConfig, seed: int = 0) -> None:
 
 
 def remove_sampler(policy: Policy) -> None:
-    """Takes the adapter out again, where there is one."""
+    """Removes the sampler adapter, if there is one."""
     if SAMPLER in policy.model.peft_config:
         policy.model.delete_adapter(SAMPLER)
         policy.model.set_adapter(ADAPTER)
 
 
 def save_sampler(policy: Policy, directory: str | Path) -> None:
-    """Writes the sampler's adapter: a difference to the π_θ that it was trained on."""
+    """Writes the sampler's adapter, which applies on top of the π_θ that it was trained with."""
     Path(directory).mkdir(parents=True, exist_ok=True)
     weights = get_peft_model_state_dict(
         policy.model, adapter_name=SAMPLER, save_embedding_layers=False
@@ -155,7 +154,7 @@ def save_sampler(policy: Policy, directory: str | Path) -> None:
 
 
 def load_sampler(policy: Policy, directory: str | Path) -> None:
-    """Attaches what `save_sampler` wrote; the policy must be the π_θ of that time."""
+    """Attaches what `save_sampler` wrote; the policy must be the same π_θ."""
     config = LoraConfig.from_pretrained(str(directory))
     config.inference_mode = False
     attach_sampler(policy, config)  # pyright: ignore[reportArgumentType]
@@ -165,7 +164,7 @@ def load_sampler(policy: Policy, directory: str | Path) -> None:
 
 @contextmanager
 def sampling(policy: Policy) -> Iterator[None]:
-    """Inside, the model is q: the sampler's adapter on top of π_θ's, and alone to be trained."""
+    """Inside, the model is q: the sampler's adapter on top of π_θ's, and only it is trainable."""
     try:
         _act_as_sampler(policy)
         yield
@@ -174,7 +173,7 @@ def sampling(policy: Policy) -> Iterator[None]:
 
 
 def _act_as_sampler(policy: Policy) -> None:
-    tuner: Any = policy.model.base_model  # PeftModel.set_adapter takes one adapter alone
+    tuner: Any = policy.model.base_model  # PeftModel.set_adapter takes a single adapter
     tuner.set_adapter([ADAPTER, SAMPLER])
     policy.model.set_requires_grad(ADAPTER, False)
 
@@ -205,7 +204,7 @@ def sample_gflownet(
 
 
 class _Trajectories(Dataset):
-    """Which prompt each trajectory starts from, in the order in which they are trained on."""
+    """The prompt of each trajectory, in training order."""
 
     def __init__(
         self, prompts: Sequence[Sequence[int]], settings: GFlowNetConfig, seed: Sequence[int]
@@ -226,9 +225,9 @@ class _Trajectories(Dataset):
 
 
 def steps(settings: GFlowNetConfig, prompts: int) -> int:
-    """Optimizer steps of a training on that many prompts; what would fill no batch is left out.
+    """Optimizer steps for that many prompts; an incomplete last batch is left out.
 
-    Raises InputError where there is none.
+    Raises InputError if there are none.
     """
     drawn = settings.epochs * settings.samples * min(prompts, settings.prompts)
     if drawn < settings.batch_size:
@@ -251,12 +250,12 @@ def train_sampler(
     world: World = World(),  # noqa: B008 - frozen
     on_steps: Callable[[int], object] = lambda more: None,
 ) -> list[float]:
-    """Attaches an adapter that makes π_θ a sampler ∝ π_θ^(1−share) μ^share; the loss of each step.
+    """Attaches an adapter that samples ∝ π_θ^(1−share) μ^share; returns the loss of each step.
 
-    π_θ and μ stay as they are, and the policy acts as π_θ afterwards. Responses have at most
-    `sample_settings.max_new_tokens` tokens and all distributions its temperature. `directory` is
-    for the Trainer, which leaves nothing there. Raises InputError for a model without EOS, and
-    FloatingPointError where the loss is no number any more.
+    π_θ and μ are unchanged, and the policy acts as π_θ afterwards. Responses have at most
+    `sample_settings.max_new_tokens` tokens, and all distributions have its temperature. `directory`
+    is for the Trainer's files. Raises InputError for a model without EOS, and FloatingPointError if
+    the loss becomes NaN or infinite.
     """
     stop_ids = check_termination(policy)
     rows = _Trajectories(prompts, settings, seed)
@@ -298,7 +297,9 @@ def train_sampler(
         trainer.train()
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     if not all(map(math.isfinite, losses)):
-        raise FloatingPointError("the sampler's loss is no number; lower gflownet.learning_rate")
+        raise FloatingPointError(
+            "the sampler's loss became NaN or infinite; lower gflownet.learning_rate"
+        )
     return losses
 
 
@@ -308,7 +309,7 @@ def _trajectories(
     settings: SampleConfig,
     seed: Sequence[int],
 ) -> tuple[list[PromptResponse], torch.Tensor]:
-    """A response to each prompt, of q or of μ by turns, and (B,) which of them terminated."""
+    """A response to each prompt, alternately of q and of μ, and (B,) which of them terminated."""
     drawn: dict[int, Response] = {}
     for turn, from_sampler in enumerate((True, False)):
         own = [(i, prompt) for i, prompt in rows if i % 2 == turn]
@@ -330,12 +331,12 @@ def _log_reward(
     stop_ids: Sequence[int],
     temperature: float,
 ) -> torch.Tensor:
-    """(B, T + 1, E): log R of each prefix, terminated, and of all."""
+    """(B, T + 1, E): log R of each terminated prefix, and of the whole response."""
     policy.model.set_adapter(ADAPTER)
     own, _ = _log_terminated(policy.model, batch, stop_ids, temperature)
     with policy.model.disable_adapter():
         reference, _ = _log_terminated(policy.model, batch, stop_ids, temperature)
-    _act_as_sampler(policy)  # peft has made π_θ's adapter trainable again
+    _act_as_sampler(policy)  # peft makes π_θ's adapter trainable again
     return (1 - share) * own + share * reference
 
 

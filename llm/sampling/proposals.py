@@ -1,4 +1,4 @@
-"""Where training responses come from: π_s, or one of two samplers of its mixture with μ."""
+"""The distribution of training responses: π_s, or one of two samplers of its mixture with μ."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 from llm.config.schema import TrainConfig
 from llm.data.examples import Prompt
-from llm.evaluation.report import Report
+from llm.policy.memory import out_of_memory
 from llm.policy.model import Policy
-from llm.run.setup import out_of_memory
+from llm.sampling.engine import Engine
 from llm.sampling.gflownet import (
     load_sampler,
     remove_sampler,
@@ -21,52 +21,68 @@ from llm.sampling.gflownet import (
     steps,
     train_sampler,
 )
-from llm.sampling.responses import Draw, policy_draw
+from llm.sampling.responses import Draw
 from llm.sampling.token_mixture import sample_token_mixture
-from llm.storage.chunks import World
+from llm.storage.chunks import Progress, World
 from llm.storage.files import write_directory
 
-KNOBS = "gflownet.micro_batch_size, sample.batch_size, sample.max_new_tokens"
+MEMORY_SETTINGS = "gflownet.micro_batch_size, sample.batch_size, sample.max_new_tokens"
+
+
+def engine_draw(engine: Engine, adapter: Path | None) -> Draw:
+    """Responses of the engine under an adapter; of μ with None."""
+    return lambda ids, k, key: (engine.sample(ids, k, adapter=adapter, key=key), None)
 
 
 @dataclass(frozen=True)
-class Samplers:
-    """`sample.distribution`, on the policy as it is when one of them is asked for."""
+class Proposals:
+    """`sample.distribution`: what training responses are drawn from."""
 
     config: TrainConfig
     policy: Policy
+    engine: Engine
     world: World
-    report: Report
+    progress: Progress
 
     @contextmanager
     def drawing(
-        self, share: float, prompts: Sequence[Prompt], directory: Path, key: Sequence[int]
+        self,
+        adapter: Path | None,
+        share: float,
+        prompts: Sequence[Prompt],
+        directory: Path,
+        key: Sequence[int],
     ) -> Iterator[Draw]:
-        """Draws from the policy, mixed with `share` of μ where the configuration says so.
+        """Draws from the policy with that adapter, or from its mixture with `share` of μ.
 
-        A GFlowNet is trained on `prompts` with random numbers named by `key`, unless `directory`
-        holds it.
+        A GFlowNet is trained on `prompts` with random numbers seeded by `key`, unless `directory`
+        holds it already.
         """
-        policy, settings = self.policy, self.config.sample
-        if settings.distribution == "policy":
-            yield policy_draw(policy, settings)
-        elif settings.distribution == "token_mixture":
-            yield lambda ids, k, key: sample_token_mixture(policy, ids, k, settings, share, key=key)
-        else:
+        settings = self.config.sample
+        # Without an adapter the policy is μ, and μ mixed with itself is μ.
+        if settings.distribution == "policy" or adapter is None:
+            yield engine_draw(self.engine, adapter)
+            return
+        with self.policy.using(adapter):
+            if settings.distribution == "token_mixture":
+                yield lambda ids, k, key: sample_token_mixture(
+                    self.policy, ids, k, settings, share, key=key
+                )
+                return
             if directory.is_dir():
-                load_sampler(policy, directory)
+                load_sampler(self.policy, directory)
             else:
                 self._train(share, prompts, directory, key)
-            yield lambda ids, k, key: sample_gflownet(policy, ids, k, settings, key=key)
-            remove_sampler(policy)
+            yield lambda ids, k, key: sample_gflownet(self.policy, ids, k, settings, key=key)
+            remove_sampler(self.policy)
 
     def _train(
         self, share: float, prompts: Sequence[Prompt], directory: Path, key: Sequence[int]
     ) -> None:
         settings, work = self.config.gflownet, directory.with_name(f"{directory.name}-trainer")
         with (
-            out_of_memory("training the sampler", KNOBS),
-            self.report.stage("sampler", steps(settings, len(prompts))) as advance,
+            out_of_memory("training the sampler", MEMORY_SETTINGS),
+            self.progress.stage("sampler", steps(settings, len(prompts))) as advance,
         ):
             train_sampler(
                 self.policy,

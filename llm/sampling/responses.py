@@ -1,4 +1,4 @@
-"""What an iteration does besides training: sample, score, judge, measure. Stored by chunks."""
+"""Responses and their log-probabilities, computed in chunks of prompts and stored."""
 
 from __future__ import annotations
 
@@ -6,23 +6,25 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from llm.config.schema import SampleConfig
 from llm.data.examples import Prompt
 from llm.policy.log_probs import PromptResponse
 from llm.policy.model import Policy
 from llm.sampling.engine import Response
-from llm.sampling.transformers_engine import sample
 from llm.storage.chunks import Chunk, Work
 from llm.storage.files import Record
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
 class Responses:
-    """B prompts with K responses each, as they are stored: a row per prompt."""
+    """B prompts with K responses each, as they are stored: one record per prompt."""
 
     prompts: Sequence[Prompt]
     rows: Sequence[Record]
@@ -43,26 +45,26 @@ class Responses:
     @property
     def logp(self) -> np.ndarray:
         """(B, K): log π_t as recorded."""
-        return self._recorded("logp")
+        return self.field("logp")
 
     @property
     def logp_ref(self) -> np.ndarray:
         """(B, K): log μ as recorded."""
-        return self._recorded("logp_ref")
+        return self.field("logp_ref")
 
     @property
     def lengths(self) -> np.ndarray:
-        """(B, K): tokens, with EOS."""
+        """(B, K): number of tokens, end-of-sequence token included."""
         return np.array([[len(tokens) for tokens in row["tokens"]] for row in self.rows])
 
     @property
     def proposal(self) -> dict[str, np.ndarray]:
-        """What they were drawn from, as a field of `Measure`; nothing where that is π_t itself."""
+        """log of the sampling distribution, as a field of `Measure`; empty where that is π_t."""
         name = "logp_proposal"
-        return {name: self._recorded(name)} if name in self.rows[0] else {}
+        return {name: self.field(name)} if name in self.rows[0] else {}
 
     def pick(self, prompts: Iterable[int], chosen: Sequence[Sequence[int]]) -> Responses:
-        """Of these prompts those responses that are chosen among the K of each."""
+        """The chosen responses (indices among the K of each prompt) of these prompts."""
         rows = [
             {
                 name: [value[k] for k in chosen[b]] if isinstance(value, list) else value
@@ -72,29 +74,28 @@ class Responses:
         ]
         return Responses([self.prompts[b] for b in prompts], rows)
 
-    def _recorded(self, name: str) -> np.ndarray:
+    def field(self, name: str) -> np.ndarray:
+        """(B, ...): a recorded number, or numbers, of each prompt."""
         return np.array([row[name] for row in self.rows], dtype=np.float64)
 
+    def with_field(self, name: str, values: Sequence[object]) -> Responses:
+        """The same with one more value recorded for each of the B prompts."""
+        pairs = zip(self.rows, values, strict=True)
+        return Responses(self.prompts, [row | {name: value} for row, value in pairs])
 
-# Token ids of B prompts, K, a key -> B × K responses, and (B, K) log of what they were drawn from
-# where that is not the policy.
+
+# (token ids of B prompts, K, key) -> B × K responses, and (B, K) log-probabilities of the
+# distribution that they were drawn from where that is not the policy.
 Draw = Callable[
     [Sequence[Sequence[int]], int, Sequence[int]],
-    tuple[list[list[Response]], torch.Tensor | None],
+    tuple[list[list[Response]], "torch.Tensor | None"],
 ]
-
-
-def policy_draw(policy: Policy, settings: SampleConfig, adapter: bool = True) -> Draw:
-    """Responses of π_θ, or of μ without the adapter."""
-    return lambda ids, samples, key: (
-        sample(policy, ids, samples, settings, key=key, adapter=adapter),
-        None,
-    )
 
 
 def sample_responses(
     work: Work,
     directory: Path,
+    draw: Draw,
     policy: Policy,
     prompts: Sequence[Prompt],
     samples: int,
@@ -102,24 +103,30 @@ def sample_responses(
     key: Sequence[int],
     *,
     adapter: bool = True,
-    draw: Draw | None = None,
 ) -> Responses:
-    """K responses of π_t (of μ: no adapter) per prompt, with log π_t and log μ of each.
-
-    `draw` is for responses that come from another distribution.
-    """
-    draw = draw or policy_draw(policy, settings, adapter)
+    """K responses per prompt, with log π_t (log μ with `adapter=False`) and log μ of each."""
 
     def compute(chunk: Chunk) -> list[Record]:
         asked = prompts[chunk.slice]
         rows = _drawn(work, draw, asked, samples, (*key, chunk.index))
-        return _score(work, policy, asked, rows, settings, adapter)
+        return _with_log_probs(work, policy, asked, rows, settings, adapter)
 
     return Responses(prompts, work.run(directory, len(prompts), compute))
 
 
-def beside_answers(prompts: Sequence[Prompt], drawn: Sequence[Sequence[Record]]) -> Responses:
-    """Per prompt its answers of the data, then what was drawn for it; not scored."""
+def draw_responses(
+    work: Work, directory: Path, draw: Draw, prompts: Sequence[Prompt], key: Sequence[int]
+) -> list[Record]:
+    """One response per prompt, without log-probabilities."""
+
+    def compute(chunk: Chunk) -> list[Record]:
+        return _drawn(work, draw, prompts[chunk.slice], 1, (*key, chunk.index))
+
+    return work.run(directory, len(prompts), compute)
+
+
+def with_answers(prompts: Sequence[Prompt], drawn: Sequence[Sequence[Record]]) -> Responses:
+    """Each prompt's dataset answers, followed by its drawn responses; without log-probabilities."""
     rows: list[Record] = [
         {
             "prompt": prompt.text,
@@ -131,17 +138,6 @@ def beside_answers(prompts: Sequence[Prompt], drawn: Sequence[Sequence[Record]])
     return Responses(prompts, rows)
 
 
-def draw_responses(
-    work: Work, directory: Path, draw: Draw, prompts: Sequence[Prompt], key: Sequence[int]
-) -> list[Record]:
-    """One response per prompt, not scored."""
-
-    def compute(chunk: Chunk) -> list[Record]:
-        return _drawn(work, draw, prompts[chunk.slice], 1, (*key, chunk.index))
-
-    return work.run(directory, len(prompts), compute)
-
-
 def add_log_probs(
     work: Work,
     directory: Path,
@@ -149,11 +145,11 @@ def add_log_probs(
     responses: Responses,
     settings: SampleConfig,
 ) -> Responses:
-    """Responses from wherever, with log π_t and log μ of each."""
+    """The responses, with log π_t and log μ of each."""
 
     def compute(chunk: Chunk) -> list[Record]:
         asked, rows = responses.prompts[chunk.slice], responses.rows[chunk.slice]
-        return _score(work, policy, asked, rows, settings)
+        return _with_log_probs(work, policy, asked, rows, settings)
 
     return Responses(responses.prompts, work.run(directory, len(responses.rows), compute))
 
@@ -165,7 +161,7 @@ def log_probs_under(
     responses: Responses,
     settings: SampleConfig,
 ) -> np.ndarray:
-    """(B, K): log-probabilities under what the policy is now, a past iterate."""
+    """(B, K): log-probabilities under the policy as it is now (a past iterate)."""
 
     def compute(chunk: Chunk) -> list[Record]:
         part = Responses(responses.prompts[chunk.slice], responses.rows[chunk.slice])
@@ -188,6 +184,9 @@ def _drawn(
         }
         for prompt, row in zip(asked, drawn, strict=True)
     ]
+    for row, responses in zip(rows, drawn, strict=True):
+        if all(response.log_prob is not None for response in responses):
+            row["logp_engine"] = [response.log_prob for response in responses]
     if proposal is not None:
         pairs = zip(rows, proposal.tolist(), strict=True)
         rows = [row | {"logp_proposal": values} for row, values in pairs]
@@ -196,7 +195,7 @@ def _drawn(
     return rows
 
 
-def _score(
+def _with_log_probs(
     work: Work,
     policy: Policy,
     asked: Sequence[Prompt],
@@ -205,8 +204,8 @@ def _score(
     adapter: bool = True,
 ) -> list[Record]:
     part = Responses(asked, rows)
-    own = _log_probs(work, policy, part, settings, adapter)
     reference = _log_probs(work, policy, part, settings, False)
+    own = _log_probs(work, policy, part, settings, True) if adapter else reference
     return [
         row | {"logp": logp, "logp_ref": logp_ref}
         for row, logp, logp_ref in zip(rows, own, reference, strict=True)
@@ -218,9 +217,9 @@ def _log_probs(
 ) -> list[list[float]]:
     """B × K."""
     began = time.perf_counter()
-    flat = [completion for row in responses.completions for completion in row]
-    scored = policy.log_probs(
+    flat = [response for row in responses.completions for response in row]
+    logp = policy.log_probs(
         flat, batch_size=settings.batch_size, adapter=adapter, temperature=settings.temperature
     )
     work.count("tokens scored", sum(map(len, flat)), time.perf_counter() - began)
-    return scored.view(len(responses.rows), -1).tolist()
+    return logp.view(len(responses.rows), -1).tolist()

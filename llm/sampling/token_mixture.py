@@ -1,13 +1,13 @@
-"""The token-level geometric mixture of π_θ and μ as a sampler.
+"""A sampler of the token-level geometric mixture of π_θ and μ.
 
-At each token, its logits are (1 − share) times those of π_θ plus `share` times those of μ:
+At each token, the logits are (1 − share) times those of π_θ plus `share` times those of μ:
 
     q(y) = Π_k π_θ(y_k | y_<k)^(1−share) μ(y_k | y_<k)^share / Z(y_<k).
 
-This is **not** the geometric mixture of the whole responses, ∝ π_θ(y)^(1−share) μ(y)^share: there
-one constant divides all responses, here each prefix has its own Z(y_<k) ≤ 1 (α-SPIN, App. A,
-Eqs. 8, 9), and responses through prefixes after which the two policies disagree are drawn too
-often. Their importance weights towards that mixture, up to its constant, are Π_k Z(y_<k) ≤ 1.
+This is **not** the geometric mixture of whole responses, ∝ π_θ(y)^(1−share) μ(y)^share. That has
+one normalizing constant for all responses; here each prefix has its own Z(y_<k) ≤ 1 (α-SPIN,
+App. A, Eqs. 8, 9), and responses with prefixes after which the two policies disagree are drawn too
+often. Their importance weights for the sequence-level mixture are ∝ Π_k Z(y_<k) ≤ 1.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def sample_token_mixture(
     """Token ids of B prompts -> B lists of K responses, and (B, K) their log q on the CPU.
 
     `share` ∈ [0, 1] is that of μ. Random numbers, settings and errors are those of `sample`, which
-    share = 0 agrees with to the bit. Two forward passes a token, and two caches.
+    share = 0 equals bit for bit. Takes two forward passes per token, and two caches.
     """
     drawn = sample(
         policy,
@@ -72,14 +72,14 @@ def token_mixture_log_probs(
 ) -> torch.Tensor:
     """N completions -> (N,) on the CPU: log q, in batches by length.
 
-    From the same logits as `Policy.log_probs`, so that log π_θ and log μ go with it in weights.
+    From the same logits as `Policy.log_probs`, so that importance weights are consistent.
     """
 
     def log_probs(batch: dict[str, torch.Tensor]) -> torch.Tensor:
         own, tokens, response = response_logits(policy.model, batch)
         with policy.model.disable_adapter():
             reference, _, _ = response_logits(policy.model, batch)
-        # A chunk of the mixed logits in float32 at a time, as in `token_log_probs`.
+        # The mixed logits are made in float32 in chunks, as in `token_log_probs`.
         step = max(1, LOGIT_CHUNK // own[:, 0].numel())
         pieces = zip(*(x.split(step, dim=1) for x in (own, reference, tokens)), strict=True)
         logp = torch.cat(
@@ -98,9 +98,9 @@ def mix(own: torch.Tensor, reference: torch.Tensor, share: float) -> torch.Tenso
 
 
 class MixWithReference(LogitsProcessor):
-    """Mixes the logits of generate() with those of μ, whose cache it keeps beside generate()'s own.
+    """Mixes the logits of generate() with those of μ, for which it keeps a cache of its own.
 
-    Made for one batch, of left-padded prompts with this attention mask (B, T).
+    For one batch of left-padded prompts with this attention mask (B, T).
     """
 
     def __init__(self, policy: Policy, attention_mask: torch.Tensor, share: float) -> None:
@@ -111,8 +111,8 @@ class MixWithReference(LogitsProcessor):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """(B, T), (B, V) -> (B, V)."""
-        # The prompts at first, then the token that was drawn last. Where a row has ended that is
-        # padding, which nothing after it reads.
+        # First the prompts, then the last token drawn. For a finished row that is padding, which
+        # no later token attends to.
         known = 0 if self.cache is None else self.cache.get_seq_length()
         drawn = input_ids.shape[1] - self.attention_mask.shape[1]
         attended = torch.nn.functional.pad(self.attention_mask, (0, drawn), value=1)
@@ -124,8 +124,8 @@ class MixWithReference(LogitsProcessor):
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
-            # The base model for each row. `disable_adapter` looks through all modules every time:
-            # 47 ms a token on 32 layers, where the pass itself takes 31.
+            # The base model for each row. `disable_adapter` walks over all modules each time:
+            # 47 ms per token on 32 layers, where the forward pass itself takes 31 ms.
             adapter_names=["__base__"] * len(input_ids),
         )
         self.cache = output.past_key_values

@@ -1,8 +1,14 @@
-"""Sampling responses from exactly the distribution that `Policy.log_probs` scores."""
+"""The default engine: transformers' generate on the policy's own weights.
+
+Responses come from exactly the distribution that `Policy.log_probs` evaluates, each with a stream
+of random numbers of its own.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,8 +27,38 @@ from llm.policy.log_probs import PromptResponse
 from llm.policy.model import Policy
 from llm.sampling.engine import Response
 
-# Of a batch of `collate`, the processors of its logits.
+# (a batch of `collate`) -> the logits processors for it
 Processors = Callable[[Mapping[str, torch.Tensor]], Sequence[LogitsProcessor]]
+
+
+@dataclass(frozen=True)
+class TransformersEngine:
+    """Samples with the policy in memory, whose adapter is switched to the one asked for."""
+
+    policy: Policy
+    settings: SampleConfig
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        samples_per_prompt: int,
+        *,
+        adapter: Path | None,
+        key: Sequence[int],
+    ) -> list[list[Response]]:
+        """See `Engine.sample`. Raises InputError when prompt and response exceed the context."""
+        with self.policy.using(adapter):
+            return sample(
+                self.policy,
+                prompts,
+                samples_per_prompt,
+                self.settings,
+                key=key,
+                adapter=adapter is not None,
+            )
+
+    def release(self) -> None:
+        """Nothing to free: the weights are the policy's."""
 
 
 @torch.no_grad()
@@ -38,8 +74,8 @@ def sample(
 ) -> list[list[Response]]:
     """Token ids of B prompts -> B lists of K independent responses of π_θ (of μ: no adapter).
 
-    `key`: whole numbers that name the random numbers, such as (seed, iteration, chunk). Each
-    response has a stream of its own, so the batches, the process and the order do not matter.
+    `key`: integers that seed the random numbers, such as (seed, iteration, chunk). Each response
+    has a stream of its own, so that it does not depend on batch size, process or order.
     `processors` change the logits of a batch before temperature and truncation do.
     Raises InputError when prompt and response do not fit the context.
     """
@@ -58,8 +94,8 @@ def sample(
 
 
 def uniforms(key: Sequence[int], row: int, count: int) -> NDArray[np.float64]:
-    """(count,): the random numbers that response number `row` under a key is drawn with."""
-    # The length keeps (1, 2) and (1, 2, 0) apart, which numpy would seed alike.
+    """(count,): the uniform random numbers of response number `row` under a key."""
+    # The length distinguishes (1, 2) from (1, 2, 0), which numpy seeds alike.
     stream = np.random.SeedSequence([len(key), *key], spawn_key=(row,))
     return np.random.default_rng(stream).random(count)
 
@@ -72,7 +108,7 @@ def generate(
     settings: SampleConfig,
     processors: Processors = lambda batch: (),
 ) -> list[Response]:
-    """B prompts, (B, T) uniform numbers -> a response each of the policy as it acts; one batch."""
+    """B prompts, (B, T) uniform numbers -> one response each, of the policy as it is now."""
     batch = policy.collate([PromptResponse(prompt, ()) for prompt in prompts])
     width = batch["input_ids"].shape[1]
     draw = LogitsProcessorList(processors(batch))
@@ -88,7 +124,7 @@ def generate(
         attention_mask=batch["attention_mask"],
         position_ids=batch["position_ids"],
         logits_processor=draw,
-        # Greedy, over the one token that `_Draw` leaves.
+        # Greedy: `_Draw` leaves one token.
         generation_config=GenerationConfig(
             do_sample=False,
             max_new_tokens=settings.max_new_tokens,
@@ -100,10 +136,10 @@ def generate(
 
 
 class _Draw(LogitsProcessor):
-    """Draws each row's next token by inverting its distribution function at a given uniform number.
+    """Draws each row's next token by inverse transform sampling of a given uniform number.
 
-    transformers' own draw takes one stream of random numbers for a whole batch, so that a response
-    would depend on its neighbours.
+    transformers' own sampling uses one stream of random numbers for a whole batch, so that a
+    response would depend on the others in its batch.
     """
 
     def __init__(self, uniforms: torch.Tensor, prompt_width: int) -> None:
@@ -120,7 +156,7 @@ class _Draw(LogitsProcessor):
 
 
 def _response(policy: Policy, tokens: list[int]) -> Response:
-    """Cuts one row of generated tokens after the first that ends it; only padding follows."""
+    """Cuts a row of generated tokens after the first stop token; only padding follows."""
     end = next((i for i, token in enumerate(tokens) if token in policy.stop_ids), None)
     finished = end is not None
     content = tokens[:end]

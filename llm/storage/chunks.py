@@ -1,17 +1,18 @@
-"""Work in chunks of prompts, dealt to processes, each stored when it is done.
+"""Sharded, resumable stages: prompts in chunks, assigned to processes, each chunk stored when done.
 
-Chunks have a fixed size, whatever the number of processes: rank r of W takes chunks r, r + W, …,
-and everybody reads the results back in chunk order. What is computed, and what is done already
-after a kill, then depends on neither.
+The chunk size does not depend on the number of processes: rank r of W computes chunks r, r + W, …,
+and all processes read the results in chunk order. The results, and the chunks that are already
+stored after a kill, therefore do not depend on the number of processes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from llm.storage.files import Record, read_rows, write_rows
 
@@ -26,7 +27,7 @@ class Chunk:
 
     @property
     def slice(self) -> slice:
-        """Its items of a sequence."""
+        """The chunk as a slice of a sequence of items."""
         return slice(self.start, self.stop)
 
 
@@ -38,14 +39,14 @@ def chunks(count: int, size: int) -> list[Chunk]:
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run, as torchrun started them; one without it."""
+    """The processes of a run, as torchrun started them; a single one without torchrun."""
 
     rank: int = 0
     size: int = 1
 
     @classmethod
     def join(cls, environment: dict[str, str]) -> World:
-        """Meets the other processes; GPUs talk by nccl, CPUs by gloo."""
+        """Initializes the process group (NCCL on GPUs, Gloo on CPUs)."""
         size = int(environment.get("WORLD_SIZE", "1"))
         if size == 1:
             return cls()
@@ -58,7 +59,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes what there is one of."""
+        """Whether this is rank 0, which writes the shared files."""
         return self.rank == 0
 
     def barrier(self) -> None:
@@ -69,7 +70,7 @@ class World:
             dist.barrier()
 
     def share(self, value: Any) -> Any:
-        """What the main process has, in all of them."""
+        """Broadcasts the value of rank 0."""
         if self.size == 1:
             return value
         import torch.distributed as dist
@@ -79,7 +80,7 @@ class World:
         return box[0]
 
     def leave(self) -> None:
-        """Waits for all, then closes the process group."""
+        """Waits for all processes, then destroys the process group."""
         if self.size > 1:
             import torch.distributed as dist
 
@@ -94,7 +95,7 @@ def run_stage(
     world: World,
     on_chunk: Callable[[Chunk], object] = lambda chunk: None,
 ) -> list[Record]:
-    """The rows of all chunks in order: those that are stored as they are, the others computed."""
+    """The rows of all chunks in order; stored chunks are read, the others computed and stored."""
     for chunk in work[world.rank :: world.size]:
         path = directory / f"{chunk.index:05d}.jsonl"
         if not path.exists():
@@ -104,9 +105,21 @@ def run_stage(
     return [row for chunk in work for row in read_rows(directory / f"{chunk.index:05d}.jsonl")]
 
 
+class Progress(Protocol):
+    """Where a run reports what it does; `evaluation.report.Report` is the console."""
+
+    def say(self, text: str) -> None:
+        """A line for the user and for run.log."""
+        ...
+
+    def stage(self, name: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+        """A progress bar; call the context's value with the amount done since the last call."""
+        ...
+
+
 @dataclass(frozen=True)
 class Work:
-    """How a stage is cut and dealt: prompts per chunk, processes, and who hears of what is done.
+    """How a stage is divided: prompts per chunk, processes, and callbacks.
 
     advance(prompts) is called after each chunk, count(what, amount, seconds) after each part of it.
     """

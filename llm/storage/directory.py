@@ -1,16 +1,16 @@
-"""The directory of a run: what is in it is whole, at whatever moment the process was killed.
+"""The directory of a run. Everything in it is complete, whenever the process was killed.
 
     config.yaml provenance.json metrics.jsonl run.log curves.png final/
-    iterations/NNN/  responses/ preferences/   one file of JSON lines per chunk, a line per prompt
-                     selection/                best and worst, where not all pairs are compared
-                     drawn/NNN/ under/NNN/     what iterate NNN said, and its log-probabilities
-                     sampler/NNN/              the GFlowNet that draws from iterate NNN mixed with μ
-                     evaluation/               the same on the prompts that are not trained on
+    iterations/NNN/  responses/ preferences/   a file of JSON lines per chunk, a line per prompt
+                     selection/                best and worst, where `selection` asks for them
+                     drawn/NNN/ under/NNN/     draws of iterate NNN, and its log-probabilities
+                     sampler/NNN/              the GFlowNet of iterate NNN mixed with μ
+                     evaluation/               responses and preferences on held-out prompts
                      used.json losses.json     tokens and comparisons; the loss of each step
                      adapter/                  π_{t+1}, trained in this iteration
 
-Files and directories are written under a temporary name, flushed to the disk and renamed, so that a
-name that exists stands for finished work. `final/` comes last: a run that has it is finished.
+Files and directories are written atomically, so that a path that exists is finished work. `final/`
+is written last: a run that has it is finished.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from llm.storage.files import Record, read_json, read_rows, write_rows, write_te
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """Where everything of a run is."""
+    """The paths of a run."""
 
     path: Path
 
     @property
     def finished(self) -> bool:
-        """Whether the last adapter is in place."""
+        """Whether the run has its final adapter."""
         return (self.path / "final").is_dir()
 
     def iteration(self, t: int) -> Path:
@@ -50,33 +50,33 @@ class RunDirectory:
         return read_rows(self.path / "metrics.jsonl")
 
     def add_metrics(self, row: Record) -> None:
-        """Adds a line, unless the line of that iteration is there."""
+        """Appends a line, unless that iteration has one already."""
         rows = self.metrics()
         if all(old["iteration"] != row["iteration"] for old in rows):
             write_rows(self.path / "metrics.jsonl", [*rows, row])
 
     def adapter(self, s: int) -> Path:
-        """The adapter of iterate π_s, s = 1, 2, …: what iteration s − 1 trained."""
+        """The adapter of iterate π_s, s = 1, 2, …, trained in iteration s − 1."""
         return self.iteration(s - 1) / "adapter"
 
     def trained(self) -> int:
-        """How many iterations have their adapter: the first that is left to do."""
+        """Number of iterations that have their adapter: the index of the next one."""
         t = 0
         while self.adapter(t + 1).is_dir():
             t += 1
         return t
 
     def missing(self) -> list[Path]:
-        """Adapters that must have been there: a later iteration was begun."""
+        """Adapters that do not exist although a later iteration was started."""
         begun = max((int(path.name) for path in self.path.glob("iterations/[0-9]*")), default=0)
         adapters = [self.adapter(s) for s in range(1, max(begun, self.trained()) + 1)]
         return [path for path in adapters if not (path / "adapter_model.safetensors").is_file()]
 
     @contextmanager
     def started(self, config: TrainConfig, provenance: Record) -> Iterator[None]:
-        """Makes the directory, writes who runs what, and keeps a second run out.
+        """Makes the directory, records configuration and provenance, and takes an exclusive lock.
 
-        The lock dies with the process. Raises InputError where another holds it.
+        The lock is released when the process ends. Raises InputError if another process holds it.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -95,10 +95,10 @@ class RunDirectory:
 
 
 def find_run(config: TrainConfig) -> RunDirectory:
-    """The run of a configuration: new, to be continued, or finished. Writes nothing.
+    """The run of a configuration: new, unfinished or finished. Writes nothing.
 
-    Raises InputError where the directory holds something else, or a run of another configuration,
-    with the differences. Changes that only move memory or time are accepted.
+    Raises InputError if the directory holds something else, or a run of another configuration
+    (with the differences). Fields that only affect memory and time may differ.
     """
     path = Path(config.output_dir)
     if config.fresh:
@@ -112,7 +112,9 @@ def find_run(config: TrainConfig) -> RunDirectory:
                 "give those values, another output_dir, or fresh=true"
             )
     elif not _is_free(path):
-        raise InputError(f"output_dir={path}: is there and is no run; give a new or empty one")
+        raise InputError(
+            f"output_dir={path}: exists but is not a run directory; choose a new or empty one"
+        )
     check_writable(path)
     run = RunDirectory(path)
     if not run.finished and (missing := run.missing()):
@@ -124,21 +126,21 @@ def find_run(config: TrainConfig) -> RunDirectory:
 
 
 def check_writable(path: Path) -> None:
-    """Raises InputError where a directory cannot be made or written."""
+    """Raises InputError if a directory cannot be created or written."""
     there = next(p for p in (path, *path.absolute().parents) if p.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"output_dir={path}: {there} cannot be written; give another output_dir")
+        raise InputError(f"output_dir={path}: {there} is not writable; give another output_dir")
 
 
 def next_free(path: Path) -> Path:
-    """`path` itself while there is nothing, else the first of path-2, path-3, … that is free."""
+    """`path` if it does not exist, else the first of path-2, path-3, … that does not."""
     numbered = (path.with_name(f"{path.name}-{i}") for i in itertools.count(2))
     candidates = itertools.chain([path], numbered)
     return next(p for p in candidates if _is_free(p))
 
 
 def _is_free(path: Path) -> bool:
-    """Whether there is nothing, or only what a start that was cut off leaves."""
+    """Whether nothing is there except what an interrupted start leaves."""
     if not path.is_dir():
         return not path.exists() and not path.is_symlink()
     return {p.name for p in path.iterdir()} <= {"run.log", "config.yaml.tmp"}

@@ -1,4 +1,4 @@
-"""TODO llm.storage.files."""
+"""Files that are written atomically: a path that exists holds all of its content."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Record = dict[str, Any]
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file that is there whole or not at all."""
+    """Writes a file atomically: temporary name, flush to disk, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", encoding="utf-8") as stream:
@@ -25,7 +25,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_directory(path: Path, write: Callable[[Path], object]) -> None:
-    """Makes a directory, filled by `write(temporary)`, that is there whole or not at all."""
+    """Makes a directory atomically, filled by `write(temporary)`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -40,20 +40,20 @@ def write_directory(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_rows(path: Path, rows: Iterable[Record]) -> None:
-    """JSON lines; a float comes back as it was, to the bit."""
+    """Writes JSON lines; floats are read back bit for bit."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def read_rows(path: Path) -> list[Record]:
-    """What `write_rows` wrote; no file, no rows."""
+    """Reads what `write_rows` wrote; an empty list if there is no file."""
     if not path.exists():
         return []
-    # Only "\n" ends a line: responses may hold U+2028.
+    # Split at "\n" only: responses may contain U+2028.
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
 
 
 def read_json(path: Path, default: Any) -> Any:
-    """The content of a JSON file; `default` where there is none."""
+    """The content of a JSON file; `default` if there is no file."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
 
 

@@ -1,4 +1,4 @@
-"""What produced a run: versions, commit, command, hardware."""
+"""Provenance of a run: versions, commit, command, hardware."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PACKAGES = ("nashplay", "torch", "transformers", "peft", "accelerate", "numpy", 
 
 
 def provenance() -> Record:
-    """All of it, as JSON can hold it."""
+    """Everything, in a form that JSON can hold."""
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": sys.orig_argv,
@@ -29,7 +29,7 @@ def provenance() -> Record:
 
 
 def hardware() -> Record:
-    """The machine, as far as speed depends on it."""
+    """The parts of the machine that speed depends on."""
     import torch
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -37,7 +37,7 @@ def hardware() -> Record:
 
 
 def commit() -> str | None:
-    """The commit of the source tree, with + where it has changes; None outside one."""
+    """The commit of the source tree, with + if it has changes; None outside a repository."""
     root = Path(__file__).parents[2]
     try:
         head = _git(root, "rev-parse", "HEAD")

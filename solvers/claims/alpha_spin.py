@@ -1,7 +1,7 @@
 """α-SPIN — Investigating Regularization of Self-Play Language Models (arXiv 2404.04291).
 
-With exact minimisation: each θ_t is the minimiser of the expected DPO loss. Its β is 1/eta
-here, and its π_{−1}, the base policy, the start.
+Exact minimization is assumed: each θ_t is the minimizer of the expected DPO loss. The paper's β is
+1/eta here, and its π_{−1}, the base policy, is the start.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from ..plays import Measure, Plays
 from ..rules import UpdateRule
 from ..solve import kl_divergence, spin_target
 from ..steps import step
+from .instances import apart, dependence
 from .ledger import (
     ROUNDING,
     Chart,
@@ -30,14 +31,13 @@ from .ledger import (
     size,
 )
 from .no_regret import smooth_play_against_ftrl
-from .stage import apart, dependence
 
 COUNT = 200
 BETA, ALPHA = 0.1, 0.95  # as published
 
 
 def plays(logp: Array, base: Array, data: Array, opponent: Array) -> Plays:
-    """(..., n) each -> Plays of the answers of the data against those of the opponent."""
+    """(..., n) each -> `Plays` of data responses against responses of the opponent."""
     measure = Measure(logp, base, logp_average=opponent, logp_data=data)
     return Plays(None, measure, measure)
 
@@ -45,10 +45,10 @@ def plays(logp: Array, base: Array, data: Array, opponent: Array) -> Plays:
 def iterates(
     rule: UpdateRule, base: Array, data: Array, steps: int, start: Array | None = None
 ) -> np.ndarray:
-    """(..., n), (..., n) -> (steps + 1, ..., n): log π_{−1} and what Algorithm 2 makes of it.
+    """(..., n), (..., n) -> (steps + 1, ..., n): log π_{−1} and the iterates of Algorithm 2.
 
-    π_{−1}, and all before it, is the base unless given. As `solve` plays it, but all in logs, where
-    what diverges stays finite for longer.
+    π_{−1} and all earlier policies are the base unless `start` is given. The same as `solve`, but
+    entirely in logs, so that diverging runs stay finite longer.
     """
     points = [base if start is None else start]
     total, count = points[0], 1  # log of the sum of the policies in an infinite memory
@@ -61,19 +61,19 @@ def iterates(
             opponent = logsumexp(remembered) - math.log(h)
         here = plays(points[-1], base, data, opponent)
         points.append(step(rule(here, t), here))
-        first = t == 0  # π_{−1} counts only as long as there is no other
+        first = t == 0  # π_{−1} is in the average only at t = 0
         total, count = (points[-1], 1) if first else (np.logaddexp(total, points[-1]), count + 1)
     return np.stack(points)
 
 
 def pair(setting: Setting, n: int = 5, spread: float = 1.0) -> tuple[Array, Array]:
-    """Random log data and log base, (COUNT, n)."""
+    """Random log data and log base, (COUNT, n) each."""
     rng = setting.rng
     return random_policies(rng, (COUNT, n), spread), random_policies(rng, (COUNT, n), spread)
 
 
 def spin_rule(setting: Setting, beta: float, alpha: float = ALPHA, memory: float = 1) -> UpdateRule:
-    """α-SPIN at that β."""
+    """The rule α-SPIN at that β."""
     return setting.rule("alpha_spin", eta=1 / beta, alpha=alpha, memory=memory)
 
 
@@ -103,7 +103,7 @@ def mixture_identity(setting: Setting) -> Finding:
 
 
 @claim("α-SPIN", "Eq. 6")
-def dpo_minimiser(setting: Setting) -> Finding:
+def dpo_minimizer(setting: Setting) -> Finding:
     """[Algorithm 2:] θ_t = argmin L_DPO(θ; π_ref), y_w from the data, y_l from the opponent [which,
     by Eq. 4 for the reward log π_data/opponent, is ∝ π_ref (π_data/opponent)^(1/β)]."""
     rng, fit = setting.rng, get_fit("logistic")
@@ -117,27 +117,30 @@ def dpo_minimiser(setting: Setting) -> Finding:
         excess = fit(here, update, other) - fit(here, update, formula)
         misses += [
             apart(step(update, here), formula),
-            apart(excess, disbelief(beta, other - formula, data, opponent)),
+            apart(excess, excess_loss(beta, other - formula, data, opponent)),
         ]
         smallest.append(excess.min())
     return finding(
         printed=max(misses) <= ROUNDING and min(smallest) > 0,
         evidence=f"On {COUNT} random (data, opponent, base) of 4 answers, β = {BETA}, 0.5, 2: the "
         "expected DPO loss of any π exceeds that of the closed form by a sum over pairs of "
-        f"binary KLs > 0 (to {size(max(misses))}), so that it is the only minimiser.",
+        f"binary KLs > 0 (to {size(max(misses))}), so that it is the unique minimizer.",
     )
 
 
-def disbelief(beta: float, away: Array, data: Array, opponent: Array) -> Array:
-    """(..., n): Σ over pairs of their weight times KL(which is the data's ‖ what π says of it)."""
+def excess_loss(beta: float, away: Array, data: Array, opponent: Array) -> Array:
+    """(...,): excess of the expected DPO loss at log-ratio error `away` over its minimum.
+
+    A sum over pairs of weight · KL(true label distribution ‖ label distribution predicted by π).
+    """
     odds = data - opponent
     true = odds[..., :, None] - odds[..., None, :]
-    said = true + beta * (away[..., :, None] - away[..., None, :])
-    weight = np.exp(data[..., :, None] + opponent[..., None, :])  # i is the data's
-    return (weight * (np.logaddexp(0, -said) - np.logaddexp(0, -true))).sum(axis=(-2, -1))
+    predicted = true + beta * (away[..., :, None] - away[..., None, :])
+    weight = np.exp(data[..., :, None] + opponent[..., None, :])  # i is the data response
+    return (weight * (np.logaddexp(0, -predicted) - np.logaddexp(0, -true))).sum(axis=(-2, -1))
 
 
-# Where it goes.
+# Limits.
 
 
 @claim("α-SPIN", "§1, SPIN")
@@ -156,16 +159,16 @@ def spin_reaches_data(setting: Setting) -> Finding:
     after = ", ".join(f"{np.median(kl_divergence(data, logp)):.3g}" for logp in published)
     return finding(
         printed=bool(ends[BETA] < 1e-6),
-        mended=all((ends[beta] < 1e-6) == (beta > 0.5) for beta in betas),
+        corrected=all((ends[beta] < 1e-6) == (beta > 0.5) for beta in betas),
         evidence=f"On {COUNT} random (data, base) of 5 answers, KL(data‖base) up to {start:.2f}: "
         "after 100 exact iterations KL(data‖π) is at most "
         + ", ".join(f"{size(end)} (β = {beta:g})" for beta, end in ends.items())
         + f". At β = {BETA}, before and after the first four iterations, in the median: {after}.",
-        correction="With exact minimisation it converges to π_data where β > ½, at β = 1 in one "
-        "iteration. At β = 0.1 only a run that stops far from the minimiser of its loss stays "
-        "put.",
+        correction="With exact minimization it converges to π_data where β > ½, at β = 1 in one "
+        "iteration. At β = 0.1 a run stays near the data only if it stops far from the "
+        "minimizer of its loss.",
         counterexample="log π_(t+1)/data = (1 − 1/β) log π_t/data + const. Two answers, data (½, "
-        "½), log odds of the base 1, β = 0.1: the log odds go 1, −9, 81, −729.",
+        "½), log odds of the base 1, β = 0.1: the log odds are 1, −9, 81, −729.",
     )
 
 
@@ -189,8 +192,8 @@ def interpolates(setting: Setting) -> Finding:
         f"data^(1−w), w = β(1 − α)/(1 + β(1 − α)), for six α (to {size(max(misses))}): from data "
         f"at α = 1 to w = β/(1 + β) at α = 0. At the published β = {BETA} w is only "
         f"{share(ALPHA):.1%} for α = {ALPHA}, {share(0.8):.1%} for 0.8, and {share(0.0):.0%} for "
-        f"0, where KL(·‖base) is still {kept[0]:.0%} of the data's in the median: there the "
-        "vicinity is not that of the fixed point.",
+        f"0, where KL(·‖base) is still {kept[0]:.0%} of the data's in the median: the fixed "
+        "point is not in the vicinity of the base.",
     )
 
 
@@ -235,13 +238,14 @@ def alpha_zero(setting: Setting) -> Finding:
         },
         evidence=f"{COUNT} random (data, base), β = {beta:g}, losers of DPO from the base: Σ|π − "
         f"DPO| is {size(misses[1])} after the first iteration, up to {misses[2]:.2f} after the "
-        f"second and {misses[-1]:.2f} in the end.",
+        f"second and {misses[-1]:.2f} at the end.",
         correction="Only the first iteration is DPO, base^(1−1/β) data^(1/β). Later ones keep "
-        "base for π_ref but draw the losers from π_(t−1): π_t ∝ base (data/π_(t−1))^(1/β), which "
+        "the base as π_ref but draw the losers from π_(t−1): π_t ∝ base (data/π_(t−1))^(1/β), "
+        "which "
         f"converges for β > 1 to base^(β/(1+β)) data^(1/(1+β)) (to {size(end)}) and diverges for "
         "β < 1.",
         counterexample="Two answers, base (½, ½), log odds of the data 1, β = 2: the log odds of "
-        "π go 0, 1/2, 1/4, 3/8, … to 1/3. Those of DPO are 1/2.",
+        "π are 0, 1/2, 1/4, 3/8, … to 1/3. Those of DPO are 1/2.",
     )
 
 
@@ -257,7 +261,7 @@ def radius(beta: float, alpha: float, memory: int) -> float:
 
 
 def threshold(alpha: float, memory: int) -> float:
-    """The β below which the fixed point repels, by bisection."""
+    """The β below which the fixed point is unstable, by bisection."""
     low, high = 1e-3, 10.0
     for _ in range(60):
         middle = (low + high) / 2
@@ -266,7 +270,7 @@ def threshold(alpha: float, memory: int) -> float:
 
 
 def returns(setting: Setting, beta: float, memory: int) -> bool:
-    """Whether the iterates return to the fixed point from nearby, for some (data, base)."""
+    """Whether iterates that start near the fixed point approach it, for some (data, base)."""
     data, base = (logp[:20] for logp in pair(setting))
     rule = spin_rule(setting, beta, memory=memory)
     target = spin_target(rule, data, base)
@@ -303,15 +307,15 @@ def two_remembered(setting: Setting) -> Finding:
             "it is stable at the published β": returns(setting, BETA, 2),
         },
         evidence=f"Exact iterations, α = {ALPHA}: near the fixed point deviations are multiplied "
-        f"by, for h = 1 and h = 2, {radii}. For α = 0, ½, {ALPHA}, 1 it attracts above β = "
+        f"by, for h = 1 and h = 2, {radii}. For α = 0, ½, {ALPHA}, 1 it is stable above β = "
         f"{', '.join(f'{b:.3f}' for b in limits[1])} (h = 1) and "
         f"{', '.join(f'{b:.3f}' for b in limits[2])} (h = 2); {sum(confirmed)} of "
-        f"{len(confirmed)} runs 5 % beside these agree. At β = {BETA} from the base the median of "
-        f"max |log π/π*| is {far[0]:.1f}, after four iterations {far[1]:.0f} (h = 1) and "
+        f"{len(confirmed)} runs 5 % above or below these agree. At β = {BETA} from the base the "
+        f"median of max |log π/π*| is {far[0]:.1f}, after four iterations {far[1]:.0f} (h = 1) and "
         f"{far[2]:.0f} (h = 2).",
         correction="h = 2 needs β > ½ for any α, h = 1 needs β > 1/(1 + α): the same at α = 1. "
         f"Below, h = 2 diverges more slowly, at β = {BETA} by {growth[2]:.2f} instead of "
-        f"{growth[1]:.2f} per iteration; around β = 1 it converges more slowly too.",
+        f"{growth[1]:.2f} per iteration; near β = 1 it also converges more slowly.",
         counterexample="Near π*, x = log π/π*: x_t = αx_(t−1) − x_(t−1)/β for h = 1, x_t = "
         "αx_(t−1) − (x_(t−1) + x_(t−2))/(2β) for h = 2. At α = 1, β = 0.1, from 1: "
         f"{recursion(1)} and {recursion(2)}.",
@@ -357,16 +361,16 @@ def all_remembered(setting: Setting) -> Finding:
         f"still {np.median(pure[-1]):.1f} at t = {steps}, {np.median(of_mean[-1]):.2f} that of "
         f"the mean of the π_t. At β = 1.5, α = 1 it falls as t^{powers[0]:.2f}, that of the mean "
         f"as t^{powers[1]:.2f}.",
-        correction="With α < 1 the last iterate converges at β = 0.1, after some 1/(β(1 − α)) = "
-        "200 iterations of swings as wide as those of h = 1. With α = 1 (SPIN) the mean of the "
-        "policies does, as t^(−3/4); the last iterate keeps swinging, as t^(−1/4) once it is "
-        "near.",
+        correction="With α < 1 the last iterate converges at β = 0.1, after about 1/(β(1 − α)) = "
+        "200 iterations of oscillations as large as those of h = 1. With α = 1 (SPIN) the mean of "
+        "the policies converges as t^(−3/4); the last iterate oscillates, with an amplitude that "
+        "falls as t^(−1/4) once it is near.",
         counterexample="Near π*, x_t = αx_(t−1) − m_t/β, m_(t+1) = m_t + (x_t − m_t)/(t + 1). "
         "For large t and α < 1, x = −m/(β(1 − α)) and m ∝ t^(−1−1/(β(1−α))): a power for any β. "
         "For α = 1 it is t m″ + 2m′ + m/β = 0, m = t^(−1/2) J₁(2√(t/β)): m ∝ t^(−3/4), x = m + t "
         "m′ ∝ t^(−1/4).",
         chart=Chart(
-            f"α-SPIN at β = {BETA} with exact minimisation",
+            f"α-SPIN at β = {BETA} with exact minimization",
             "iteration",
             "median Σ|π − π*|",
             (
@@ -392,7 +396,8 @@ def follows_the_leader(setting: Setting) -> Finding:
     beta, steps = 1.0, 30
 
     def gaps(alpha: float, memory: float) -> tuple[float, float]:
-        """To smooth fictitious play, and to discounted FTRL on r_s = log data/opponent_s."""
+        """Distances to smooth fictitious play and to discounted FTRL on r_s = log "
+        "data/opponent_s."""
         points = iterates(spin_rule(setting, beta, alpha, memory), base, data, steps)
         smooth, leader = 0.0, 0.0
         rewards = np.zeros_like(base)
@@ -421,7 +426,7 @@ def follows_the_leader(setting: Setting) -> Finding:
         correction="α-SPIN is another FTRL, for every h: π_t ∝ base exp(Σ_(s≤t) α^(t−s) r_s/β), "
         f"r_s = log data/opponent_s (largest difference {size(max(leader, of_one))} for h = 1 and "
         "∞): a constant step 1/β and a discount α, where smooth fictitious play has the step "
-        "1/(τt) and none.",
+        "1/(τt) and no discount.",
         counterexample="Two iterations: log π_0 = log base + r_0/β and log π_1 = α log π_0 + (1 "
         "− α) log base + r_1/β = log base + (αr_0 + r_1)/β, up to constants.",
     )

@@ -1,4 +1,4 @@
-"""`python -m solvers claims`: the ledger on the terminal, as JSON, as Markdown, as a picture."""
+"""`python -m solvers claims`: prints the ledger; writes it as JSON, as Markdown or as a figure."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from collections.abc import Sequence
 from rich.progress import Progress
 
 from games import InputError, MatrixGame
+from games.lookup import suggestion
 
 from .. import commands, outputs
 from ..rates import lipschitz
 from . import claims, report
-from .ledger import Claim, Row, Setting
+from .ledger import Claim, Entry, Setting
 
 
 def run(args: Namespace) -> int:
-    """Measure the claims and write what was asked for."""
+    """Runs the command; returns its exit code."""
     commands.check_outputs(args)
     if args.markdown is not None:
         outputs.check_target(args.markdown)
@@ -39,46 +40,45 @@ def run(args: Namespace) -> int:
 
 
 def _setting(args: Namespace) -> Setting:
-    """Random games, or the game that was named, with its reference."""
+    """Random games, or the game and reference from the arguments."""
     if args.seed < 0:
-        raise InputError(f"--seed {args.seed}: a seed is a whole number >= 0")
+        raise InputError(f"--seed {args.seed}: the seed must be a whole number >= 0")
     if args.game is None:
         if args.kind is not None or args.prior is not None or args.reference != "uniform":
-            raise InputError(
-                "--as, --prior and --reference are about a game: name it by --game FILE"
-            )
+            raise InputError("--as, --prior and --reference need a game: add --game FILE")
         return Setting(seed=args.seed)
     game = commands.named_game(args)
     if isinstance(game, MatrixGame):
         raise InputError(
-            f"{args.game}: claims are about symmetric games: give one --as preference, skew or wins"
+            f"{args.game}: claims can only be tested on symmetric games: use --as preference, "
+            "skew or wins"
         )
     if lipschitz(game) == 0:
-        raise InputError(f"{args.game}: all payoffs are equal, there is nothing to measure")
+        raise InputError(f"{args.game}: all payoffs are equal; claims cannot be tested on it")
     return Setting(game, commands.named_reference(args, game), seed=args.seed)  # type: ignore[arg-type]
 
 
 def _chosen(paper: str | None, setting: Setting) -> list[Claim]:
-    """The claims of the paper, or of all, that can be measured in the setting."""
+    """The claims of the paper, or of all papers, that can be tested in the setting."""
     every = claims()
     papers = list(dict.fromkeys(claim.paper for claim in every))
     if paper is not None:
         names = {name.casefold(): name for name in papers}
         if paper.casefold() not in names:
-            raise InputError(f"no claims of a paper '{paper}': choose from {', '.join(papers)}")
+            raise InputError(f"unknown paper '{paper}': {suggestion(paper, papers)}")
         every = [claim for claim in every if claim.paper == names[paper.casefold()]]
     if setting.game is not None:
         every = [claim for claim in every if setting.game.kind in claim.on]
     if not every:
-        raise InputError(f"no claim of {paper} can be measured on a given game: leave out --game")
+        raise InputError(f"no claim of {paper} can be tested on a given game: leave out --game")
     return every
 
 
-def _measured(chosen: Sequence[Claim], setting: Setting) -> list[Row]:
-    """The rows, with a progress bar on a terminal."""
+def _measured(chosen: Sequence[Claim], setting: Setting) -> list[Entry]:
+    """Tests the claims, with a progress bar on a terminal."""
     with Progress(console=commands._console(sys.stderr), transient=True) as bar:
         bar.disable = not bar.console.is_terminal
-        task, rows = bar.add_task("measuring", total=len(chosen)), []
+        task, rows = bar.add_task("testing", total=len(chosen)), []
         for claim in chosen:
             bar.update(task, description=f"{claim.paper} {claim.equation}")
             rows.append(claim(setting))
@@ -86,10 +86,10 @@ def _measured(chosen: Sequence[Claim], setting: Setting) -> list[Row]:
     return rows
 
 
-def _draw(rows: Sequence[Row], args: Namespace) -> None:
+def _draw(rows: Sequence[Entry], args: Namespace) -> None:
     from .. import plots
 
     charts = [row.finding.chart for row in rows if row.finding.chart is not None]
     if not charts:
-        raise InputError("none of these claims has a curve: leave out --plot or --paper")
+        raise InputError("none of these claims has curves: leave out --plot or --paper")
     plots.save(report.figure(charts), args.plot)

@@ -1,6 +1,6 @@
 """INPO — Iterative Nash Policy Optimization (arXiv 2407.00617).
 
-Its η is the inverse of the step size that the rules here call eta, and its policies count from
+The paper's η is the inverse of the step size `eta` of the rules, and its policies are numbered from
 π_1 = π_ref.
 """
 
@@ -24,6 +24,7 @@ from ..rules import Update, harmonic
 from ..solve import kl_divergence
 from ..steps import step
 from ..tournament import tournament_of
+from .instances import TAUS, Instances, apart, dependence, differences, variance
 from .ledger import (
     ROUNDING,
     Chart,
@@ -34,20 +35,19 @@ from .ledger import (
     finding,
     largest,
     order,
-    path,
     random_policies,
     size,
+    trajectory,
     vector,
     within,
 )
-from .stage import TAUS, Stage, apart, dependence, differences, variance
 
 KINDS = ("preference",)
 
 
 @dataclass(frozen=True)
-class Pairs(Stage):
-    """A stage on which pairs are drawn; η is INPO's."""
+class Pairs(Instances):
+    """Instances with the losses over pairs of responses; `eta` is INPO's η."""
 
     eta: float = 0.6
 
@@ -58,11 +58,11 @@ class Pairs(Stage):
         return share * self.ref + (1 - share) * self.current
 
     def formula(self, opponent: Array | None = None) -> Array:
-        """(..., n): log π_{t+1} of Eq. 5, or the same step against another opponent than π_t."""
+        """(..., n): log π_{t+1} of Eq. 5, or the same step against another opponent."""
         return normalise(self.wins(opponent) / self.eta + self.magnet)
 
     def update(self, setting: Setting, plays: Plays | None = None) -> Update:
-        """What the rule `inpo` says at π_t."""
+        """The update of the rule `inpo` at π_t."""
         rule = setting.rule("inpo", tau=self.tau, eta=1 / self.eta)
         return rule(self.plays if plays is None else plays)
 
@@ -71,11 +71,11 @@ class Pairs(Stage):
         return differences(logp - self.magnet)
 
     def loss(self, logp: Array, source: Array) -> Array:
-        """(...,): Eq. 7, with both of a pair drawn from `source`."""
+        """(...,): Eq. 7, with both responses drawn from `source`."""
         return mean(source, (self.h(logp) - differences(self.wins()) / self.eta) ** 2)
 
     def label_loss(self, logp: Array, source: Array) -> Array:
-        """(...,): Eq. 8, with both of a pair drawn from `source` and then labelled."""
+        """(...,): Eq. 8, with both responses drawn from `source`, then labeled."""
         won, h, aim = self.games.payoff, self.h(logp), 1 / (2 * self.eta)
         return mean(source, won * (h - aim) ** 2 + (1 - won) * (-h - aim) ** 2)
 
@@ -103,8 +103,8 @@ def nash_wins(setting: Setting) -> Finding:
     return finding(
         printed=float(np.min(excess)) >= -ROUNDING,
         evidence=f"On {at.about}, τ from {TAUS[0]:g} to {TAUS[-1]:g}: J(π*, π) − ½ = τKL(π‖π*), "
-        f"largest difference {size(max(miss), 1e-6)}, hence never negative. The win rate by "
-        "itself is another matter: the lowest P(π* ≻ π) was "
+        f"largest difference {size(max(miss), 1e-6)}, hence never negative. The win rate "
+        "alone can be below ½: the lowest P(π* ≻ π) was "
         + ", ".join(f"{low:.2f} (τ = {tau:g})" for tau, low in zip(TAUS, raw, strict=True))
         + ".",
     )
@@ -124,8 +124,8 @@ def gap_zero(setting: Setting) -> Finding:
     return finding(
         printed=largest(rests) <= ROUNDING and all(fine for fine, _ in fits) and min(smallest) > 0,
         evidence=f"On {at.about}, τ from {TAUS[0]:g} to {TAUS[-1]:g}: the gap of π* is "
-        f"{size(largest(rests))}, that of any other π at least 2τKL(π‖π*), of which it is "
-        f"{1 / max(worst for _, worst in fits):.2f} times or more.",
+        f"{size(largest(rests))}, that of any other π at least 2τKL(π‖π*); the smallest ratio of "
+        f"the two is {1 / max(worst for _, worst in fits):.2f}.",
     )
 
 
@@ -142,7 +142,7 @@ def greedy_regret(setting: Setting) -> Finding:
     greedy = replace(setting.rule("gmmd", tau=tau, regularizer="reverse_kl"), eta=math.inf)
     of = {}
     for rule in (greedy, setting.rule("inpo", tau=tau, eta=harmonic(tau, 3))):
-        points = path(rule, game, ref, ref, horizons[-1] - 1)
+        points = trajectory(rule, game, ref, ref, horizons[-1] - 1)
         of[rule.name] = np.array([regret(points[:T], game, tau, ref) for T in horizons])
     exponents = {name: order(horizons, values) for name, values in of.items()}
     greedy_last, omd_last = (values[-1] for values in of.values())
@@ -151,9 +151,9 @@ def greedy_regret(setting: Setting) -> Finding:
         evidence="P(paper≻rock) = 1, P(scissors≻paper) = P(rock≻scissors) = 0.6, π_ref = "
         f"{vector(np.exp(ref))}, τ = {tau:g}: Σℓ_t(π_t) − min Σℓ_t(π) of greedy play grows as "
         f"T^{exponents['gmmd']:.2f}, to {greedy_last / horizons[-1]:.3f} T; that of OMD under η_t "
-        f"= τ(t + 2)/2 is {omd_last:.2f} at T = {horizons[-1]}. By hand, τ = 0: rock, paper, "
-        "scissors by turns win ½ each time, while always paper would win (1 + 0.5 + 0.4)/3 = "
-        "0.633: 0.133 T.",
+        f"= τ(t + 2)/2 is {omd_last:.2f} at T = {horizons[-1]}. By hand, τ = 0: playing rock, "
+        "paper, scissors in turn wins ½ each time, while always paper would win (1 + 0.5 + 0.4)/3 "
+        "= 0.633: 0.133 T.",
     )
 
 
@@ -174,7 +174,7 @@ def bounded_ratio(setting: Setting) -> Finding:
     def widest(share: float) -> float:
         """The largest B·τ over paths with η = share·τ."""
         paths = [
-            path(
+            trajectory(
                 setting.rule("inpo", tau=tau, eta=1 / (share * tau)),
                 at.games,
                 at.ref,
@@ -190,11 +190,11 @@ def bounded_ratio(setting: Setting) -> Finding:
         printed={"η ≥ τ": max(small) <= 1 + 1e-12, "any η > 0": large <= 1 / 0.25},
         evidence=f"On {at.about} over {steps} steps, τ from {TAUS[0]:g} to {TAUS[-1]:g}: with η ≥ "
         f"τ never more than {max(small):.2f}/τ; with η = τ/4 it reached {large:.0e}/τ.",
-        correction="Nothing to assume for η ≥ τ: there B = 1/τ holds at every step, so that C = "
-        "max(Bτ, 1) = 1. For η < τ/2 no B does.",
+        correction="No assumption is needed for η ≥ τ: B = 1/τ holds at every step, so that C = "
+        "max(Bτ, 1) = 1. For η < τ/2 no B exists.",
         counterexample="By Eq. 5, log π_{t+1}/π_ref = (1 − τ/η) log π_t/π_ref + P/η + const. "
         "With τ ≤ η the range r of the left side obeys r ≤ (1 − τ/η)r + 1/η, so r ≤ 1/τ. Two "
-        "actions, P(y¹≻y²) = ½ + d: x = log of the odds against π_ref goes to (1 − τ/η)x + d/η, "
+        "actions, P(y¹≻y²) = ½ + d: x = log odds relative to π_ref becomes (1 − τ/η)x + d/η, "
         "with η = τ/4 to −3x + 4d/τ: 0, 4d/τ, −8d/τ, 28d/τ, …",
     )
 
@@ -207,17 +207,17 @@ def gradient_bound(setting: Setting) -> Finding:
     shares = []
     for tau in (0.01, 0.03, 0.1, 0.3, 1.0, 10.0):
         norm = np.abs(tau * (at.current - at.ref + 1) - at.wins()).max(axis=-1)
-        printed, mended = 4 * tau**2 * spans**2 + 1, (1 + 2 * tau * spans) ** 2
-        shares.append([(norm**2 / printed).max(), (norm**2 / mended).max()])
-    printed, mended = np.max(shares, axis=0)
+        printed, corrected = 4 * tau**2 * spans**2 + 1, (1 + 2 * tau * spans) ** 2
+        shares.append([(norm**2 / printed).max(), (norm**2 / corrected).max()])
+    printed, corrected = np.max(shares, axis=0)
     q = math.exp(-3) / 2
     wins = 1 - q / 2
     norm, bound = wins + 0.1 * 2, 4 * 0.01 * 9 + 1
     return finding(
         printed=printed <= 1 and norm**2 <= bound,
-        mended=mended <= 1,
+        corrected=corrected <= 1,
         evidence=f"On {at.about} and policies, τ from 0.01 to 10: up to {printed:.2f} times the "
-        f"bound; of (1 + 2τB)², at most {mended:.2f}.",
+        f"bound; of (1 + 2τB)², at most {corrected:.2f}.",
         correction="‖∇ℓ_t(π_t)‖_∞ ≤ 1 + 2τB. Lemma 2 then follows with a larger constant.",
         counterexample="Two actions, P(y¹≻y²) = 1, π_ref = (½, ½), τ = 0.1, B = 3, π(y¹) = e⁻³/2 "
         f"= {q:.4f}: P(y¹≻π) = {wins:.4f}, ∇_y¹ = −{wins:.4f} + 0.1(1 − 3) = −{norm:.4f}, whose "
@@ -227,17 +227,17 @@ def gradient_bound(setting: Setting) -> Finding:
 
 @dataclass(frozen=True)
 class Averages:
-    """Of OMD with the constant η of Lemma 2 on games with one reference: T, and ratios to √(TD)."""
+    """OMD with the constant η of Lemma 2, all games with one reference: T, and ratios to √(TD)."""
 
     horizons: np.ndarray
-    regret: np.ndarray  # (runs, H) the largest regret against π* over C√(TD)
+    regret: np.ndarray  # (runs, H): the largest regret against π*, over C√(TD)
     any_regret: np.ndarray  # the same against the best π
     gap: np.ndarray  # the largest gap of the average over C√(D/T)
     about: str
 
 
 def averages(setting: Setting) -> Averages:
-    """Plays OMD as Lemma 2 asks, with B = max(1/τ, √(D/T)), which is then true of all π_t."""
+    """Runs OMD as in Lemma 2, with B = max(1/τ, √(D/T)), which bounds all π_t."""
     rng, horizons = setting.rng, np.array([4, 16, 64, 256])
     found: list[list[list[float]]] = []
     for _ in range(2):
@@ -251,7 +251,7 @@ def averages(setting: Setting) -> Averages:
             for T in horizons:
                 c = max(1.0, tau * math.sqrt(width / T))
                 rule = setting.rule("inpo", tau=tau, eta=math.sqrt(width / T) / c)
-                points = path(rule, games, ref, ref, T - 1)
+                points = trajectory(rule, games, ref, ref, T - 1)
                 p = np.exp(points)
                 slopes = tau * (points - ref + 1) - against(games.payoff, p)
                 total, own = slopes.sum(axis=0), dot(p, slopes).sum(axis=0)
@@ -271,7 +271,7 @@ def averages(setting: Setting) -> Averages:
 
 
 OWN_CONSTANT = (
-    "By Hoeffding's lemma each step costs at most range(∇ℓ_t)²/(8η), and range(∇ℓ_t) ≤ 1 + "
+    "By Hoeffding's lemma each step adds at most range(∇ℓ_t)²/(8η), and range(∇ℓ_t) ≤ 1 + "
     "τ·range(log π_t/π_ref) ≤ 2 where η ≥ τ"
 )
 
@@ -330,7 +330,7 @@ def lemma_of_nash_md(setting: Setting) -> Finding:
     return finding(
         printed=fine,
         evidence=f"2000 random π, π⁻, δ of 4 actions, ‖δ‖_∞ from 0.01 to 30: largest ratio to the "
-        f"bound {worst:.2f}. In the place of 2 the largest needed was {needed:.2f}; ½ suffices "
+        f"bound {worst:.2f}. In place of 2, {needed:.2f} would suffice here, and ½ always "
         "(Hoeffding's lemma).",
     )
 
@@ -354,8 +354,8 @@ def one_step(setting: Setting) -> Finding:
     return finding(
         printed=all(fine),
         evidence=f"On {here.about} and policies, τ from {TAUS[0]:g} to {TAUS[-1]:g}, η from τ/10 "
-        f"to 1000τ, B that of π_t: largest ratio to the bound {max(shares):.2f}. In the place of "
-        f"8 the largest needed was {max(needed):.2f}.",
+        f"to 1000τ, B that of π_t: largest ratio to the bound {max(shares):.2f}. The smallest "
+        f"constant that would suffice in place of 8 is {max(needed):.2f}.",
     )
 
 
@@ -369,7 +369,7 @@ def last_iterate(setting: Setting) -> Finding:
         fine[reading] = True
         for tau in TAUS:
             rule = setting.rule("inpo", tau=tau, eta=harmonic(tau, first))
-            points = path(rule, at.games, at.ref, at.ref, steps)
+            points = trajectory(rule, at.games, at.ref, at.ref, steps)
             c = max(largest(points - at.ref) * tau, 1)
             kls = kl_divergence(replace(at, tau=tau).star, points)
             kl = kls.reshape(steps + 1, -1).max(axis=-1)
@@ -383,7 +383,7 @@ def last_iterate(setting: Setting) -> Finding:
         printed=fine,
         evidence=f"On {at.about} over {steps} steps from π_1 = π_ref, τ from {TAUS[0]:g} to "
         f"{TAUS[-1]:g}, t from 0 or 1: largest ratio to the bound {size(max(shares))}. π_ref "
-        "itself has KL(π*‖π_ref) ≤ 1/(8τ²), so that the bound says nothing before T = 255. At τ "
+        "itself has KL(π*‖π_ref) ≤ 1/(8τ²), so that the bound is vacuous before T = 255. At τ "
         f"= 1 KL falls as T^{powers[0]:.1f}, not T^−1.",
         chart=Chart(
             "OMD's last iterate (INPO, Theorem 4)",
@@ -419,7 +419,7 @@ def closed_form(setting: Setting) -> Finding:
     return finding(
         printed=max(misses) <= ROUNDING,
         evidence=f"On {at.about}, four (τ, η): the objective of Eq. 4 at any π exceeds that at "
-        "Eq. 5 by exactly ηKL(π‖π_t+1), so that Eq. 5 is its only minimiser, and the rule `inpo` "
+        "Eq. 5 by exactly ηKL(π‖π_t+1), so that Eq. 5 is its unique minimizer, and the rule `inpo` "
         f"takes that step; largest difference {size(max(misses))}.",
     )
 
@@ -437,8 +437,8 @@ def pair_identity(setting: Setting) -> Finding:
 
 
 @claim("INPO", "Lemma 5", on=KINDS)
-def unique_minimiser(setting: Setting) -> Finding:
-    """π_{t+1} in Eq. 5 is the unique minimiser of L_t(π) [Eq. 7] within Π."""
+def unique_minimizer(setting: Setting) -> Finding:
+    """π_{t+1} in Eq. 5 is the unique minimizer of L_t(π) [Eq. 7] within Π."""
     at = Pairs.of(setting)
     update, fit, target = at.update(setting), get_fit("pairwise"), at.formula()
     least, loss = fit(at.plays, update, target), fit(at.plays, update, at.other)
@@ -449,8 +449,8 @@ def unique_minimiser(setting: Setting) -> Finding:
         and bool(np.all(loss > 0)),
         evidence=f"On {at.about}: L_t(π_t+1) = 0 and L_t(π) = 2Var_πt(log π/π_t+1) for any π, "
         f"largest difference {size(apart(loss, as_variance))}: 0 only where π is "
-        "proportional to π_t+1 on the support of π_t. It is flat where π_t is small: to move log "
-        "π(y) by 1 costs at most 2π_t(y).",
+        "proportional to π_t+1 on the support of π_t. It is flat where π_t is small: a change of "
+        "log π(y) by 1 adds at most 2π_t(y).",
     )
 
 
@@ -461,17 +461,17 @@ def population_loss(setting: Setting) -> Finding:
     at = Pairs.of(setting, count=50, n=3)
     policies = random_policies(setting.rng, (8, *at.ref.shape), 2.0)
     exact = at.loss(policies, at.current)
-    wanders = [dependence(at.label_loss(policies, at.current) - exact, exact)]
+    variations = [dependence(at.label_loss(policies, at.current) - exact, exact)]
     counts = (2, 3) if at.games.n <= 4 else (2,)
     for k in counts:
         sampled = np.stack([sampled_loss(setting, at, logp, k) for logp in policies])
-        wanders.append(dependence(sampled - exact, exact))
+        variations.append(dependence(sampled - exact, exact))
     return finding(
-        printed=max(wanders) <= ROUNDING,
+        printed=max(variations) <= ROUNDING,
         evidence=f"On {at.about}: Eq. 8 − Eq. 7 varies over 8 policies by "
-        f"{size(wanders[0])}, the expected loss of all pairs of K = "
+        f"{size(variations[0])}, the expected loss of all pairs of K = "
         f"{' and '.join(map(str, counts))} samples (over all draws, by enumeration) − Eq. 7 by "
-        f"{size(max(wanders[1:]))}.",
+        f"{size(max(variations[1:]))}.",
     )
 
 
@@ -493,16 +493,16 @@ def on_policy_pairs(setting: Setting) -> Finding:
     at = Pairs.of(setting, count=50, n=3)
     policies = random_policies(setting.rng, (8, *at.ref.shape), 2.0)
     losses = [at.loss(policies, source) for source in (at.current, at.ref)]
-    labelled = [at.label_loss(policies, source) for source in (at.current, at.ref)]
-    on, off = (dependence(b - a, a) for a, b in zip(losses, labelled, strict=True))
+    labeled = [at.label_loss(policies, source) for source in (at.current, at.ref)]
+    on, off = (dependence(b - a, a) for a, b in zip(losses, labeled, strict=True))
     towards = at.formula(opponent=at.ref)
     least = at.label_loss(towards, at.ref)
-    miss = apart(labelled[1], least + 2 * variance(at.ref, policies - towards))
+    miss = apart(labeled[1], least + 2 * variance(at.ref, policies - towards))
     return finding(
         printed=on <= ROUNDING and off > 1e-3 and miss <= ROUNDING,
         evidence=f"On {at.about}, Eq. 8 − Eq. 7 varies over 8 policies by {size(on)} with "
         f"pairs from π_t, by {size(off)} with pairs from π_ref. With pairs from any ν the "
-        "minimiser of Eq. 8 is the step against ν, ∝ exp(P(y≻ν)/η) π_ref^(τ/η) π_t^(1−τ/η) (ν = "
+        "minimizer of Eq. 8 is the step against ν, ∝ exp(P(y≻ν)/η) π_ref^(τ/η) π_t^(1−τ/η) (ν = "
         f"π_ref: to {size(miss)}).",
     )
 
@@ -552,14 +552,14 @@ def best_and_worst(setting: Setting, oracle: str) -> Finding:
         f"{right[1].mean():.0%}, both in {both.mean():.0%}; in the best three "
         f"{(rank < 3).mean():.0%}; {found.passed.mean():.0%} pass the final check, of which both "
         f"right in {both[found.passed].mean():.0%}. By the means of all "
-        f"{K * (K - 1) // 2} pairs, asked the same way: best {full[0].mean():.0%}, both "
+        f"{K * (K - 1) // 2} pairs, labeled the same way: best {full[0].mean():.0%}, both "
         f"{full.all(axis=0).mean():.0%}.",
         counterexample={
-            "noisy": "One label wrong in the first round sends the best to the losers' half: K = 2 "
+            "noisy": "One wrong label in the first round sends the best to the losers' half: K = 2 "
             "with P = 0.7 is wrong in 30 %.",
             "cyclic": "K = 4: y² beats y¹ by 0.6, and y¹ beats y³ and y⁴, by 1, all other P = ½. "
             "The mean preference of y¹ is (0.5 + 0.4 + 1 + 1)/4 = 0.725, of y² (0.6 + 1.5)/4 = "
-            "0.525. In the first round y¹ meets y² and is out.",
+            "0.525. In the first round y¹ loses to y² and is out.",
         }.get(oracle, ""),
     )
 

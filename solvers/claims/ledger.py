@@ -1,18 +1,18 @@
-"""What a claim is, and how it gets its verdict.
+"""Claims, findings and verdicts.
 
-A claim is a function that measures one statement of a paper. Its docstring states it as printed,
-its `Finding` says how it fared:
+A claim is a function that tests one statement of a paper numerically. Its docstring is the
+statement as printed, and it returns a `Finding`:
 
     @claim("RSPO", "Prop. 3.1", each=("reverse_kl", "chi2"), on=("preference",))
     def rate(setting: Setting, spec: str) -> Finding:
         \"\"\"With R = {each} the last iterate of GMMD converges.\"\"\"
         games = setting.games(n=3)
         ...
-        return finding(printed=converged, mended=..., evidence=f"worst ratio {size(worst)}")
+        return finding(printed=converged, corrected=..., evidence=f"worst ratio {size(worst)}")
 
-With `each`, there is one row for each of its values, which docstring and equation may quote as
-{each}; where it is a mapping, the docstring may quote what each value maps to as {text}. A verdict
-is never written down: `printed` and `mended` are what was measured.
+`each` makes one entry per value; {each} in the docstring and the equation is replaced by the value.
+If `each` is a mapping, {text} in the docstring is replaced by what the value maps to. Verdicts are
+not written by hand: they follow from the measured booleans `printed` and `corrected`.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from ..plays import Plays
 from ..rules import RULES, UpdateRule, get_rule
 from ..steps import step
 
-ROUNDING = 1e-12  # what sums of a few numbers of order 1 may be off by
+ROUNDING = 1e-12  # bound on the rounding error of sums of a few numbers of order 1
 
 
 class Verdict(StrEnum):
-    """How a statement fared."""
+    """Verdict on a statement."""
 
     HOLDS = "holds"
     CORRECTED = "corrected"
@@ -48,7 +48,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Curve:
-    """y (T,) over x (T,), both positive; a `bound` is drawn dashed."""
+    """y (T,) against x (T,), both positive; a `bound` is drawn dashed."""
 
     label: str
     x: np.ndarray
@@ -58,7 +58,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves of one panel, on log axes."""
+    """One panel: curves on log axes."""
 
     title: str
     x_label: str
@@ -69,11 +69,11 @@ class Chart:
 
 @dataclass(frozen=True)
 class Finding:
-    """What was measured. Make it with `finding`.
+    """Result of testing a claim. Created by `finding`.
 
-    evidence        on how many games, and the worst that was seen
-    correction      the statement as it does hold, or what holds instead, where that was measured
-    counterexample  numbers or a derivation that a reader can check by hand
+    evidence        number of games and the worst value observed
+    correction      a corrected statement, or another one that holds instead, if that was measured
+    counterexample  numbers or a derivation that can be checked by hand
     """
 
     verdict: Verdict
@@ -87,55 +87,56 @@ def finding(
     *,
     printed: bool | Mapping[str, bool],
     evidence: str,
-    mended: bool = False,
+    corrected: bool = False,
     instead: bool = False,
     correction: str = "",
     counterexample: str = "",
     chart: Chart | None = None,
 ) -> Finding:
-    """The verdict of what was measured.
+    """The finding, with the verdict that follows from the measurements.
 
-    printed  whether the statement held as printed: `holds`. Where it can be read in several ways, a
-             mapping from each reading to whether that one held: some but not all is `unclear`
-    mended   whether it held with a constant, a sign or an assumption mended: `corrected`, else
-             `fails`
-    instead  whether another statement holds in the place of one that fails
+    printed    whether the statement held as printed (`holds`). If it has several readings, a
+               mapping from each reading to whether it held: some but not all gives `unclear`
+    corrected  whether it held with a corrected constant, sign or assumption (`corrected`, otherwise
+               `fails`)
+    instead    whether another statement, given as `correction`, holds in place of a failed one
     """
     outcomes = list(printed.values()) if isinstance(printed, Mapping) else [printed]
     if all(outcomes):
         return Finding(Verdict.HOLDS, evidence, chart=chart)
     if any(outcomes):
         return Finding(Verdict.UNCLEAR, evidence, correction, counterexample, chart)
-    verdict = Verdict.CORRECTED if mended else Verdict.FAILS
-    shown = correction if mended or instead else ""
+    verdict = Verdict.CORRECTED if corrected else Verdict.FAILS
+    shown = correction if corrected or instead else ""
     return Finding(verdict, evidence, shown, counterexample, chart)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What claims are measured on: random games, or the user's own game and reference.
+    """Where claims are tested: on random games, or on a given game and reference policy.
 
-    rules   stand in for those of the registry under the same names (a test's broken one)
-    stream  chooses the random numbers of `rng`; each row has its own, whatever runs beside it
+    rules   replace rules of the registry by name (tests use this to insert broken rules)
+    stream  selects the random numbers of `rng`; each claim has its own stream, so that results do
+            not depend on which other claims are run
     """
 
     game: SymmetricGame | None = None
-    reference: np.ndarray | None = None  # log μ (n,) for the given game, uniform unless given
+    reference: np.ndarray | None = None  # log μ (n,) for the given game; None: uniform
     rules: Mapping[str, UpdateRule] = field(default_factory=dict)
     seed: int = 0
     stream: str = ""
 
     @property
     def rng(self) -> np.random.Generator:
-        """A fresh generator, the same at each call: take it once."""
+        """A new generator with the same seed at each access. Access it once per claim."""
         return np.random.default_rng([self.seed, zlib.crc32(self.stream.encode())])
 
     def games(self, rng: np.random.Generator, count: int, n: int) -> SymmetricGame:
-        """The given game, else `count` preference games of n actions, independent uniform."""
+        """The given game, or `count` random preference games of n actions."""
         return self.game or random_games(rng, count, n)
 
     def references(self, rng: np.random.Generator, games: SymmetricGame) -> np.ndarray:
-        """(..., n): log μ, the given one for the given game, else a random one for each game."""
+        """(..., n): log μ of the given game, or a random one for each random game."""
         if self.game is None:
             return random_policies(rng, (*games.batch_shape, games.n))
         if self.reference is None:
@@ -143,11 +144,11 @@ class Setting:
         return np.broadcast_to(self.reference, (*games.batch_shape, games.n))
 
     def rule(self, name: str, **settings) -> UpdateRule:
-        """The rule of that name with these settings, as `get_rule` gives it."""
+        """The rule of that name with these settings, see `get_rule`."""
         return get_rule(self.rules.get(name, RULES[name]), **settings)
 
     def about(self, games: SymmetricGame) -> str:
-        """What was measured on, for the evidence."""
+        """Description of the games, for the evidence."""
         if self.game is not None:
             return self.game.name or "the given game"
         n = "2 actions" if games.n == 2 else f"{games.n} actions"
@@ -162,13 +163,13 @@ def random_games(rng: np.random.Generator, count: int, n: int) -> PreferenceGame
 
 
 def random_policies(rng: np.random.Generator, shape: Sequence[int], spread=1.0) -> np.ndarray:
-    """(..., n): log-probabilities ∝ exp of normal numbers of that standard deviation."""
+    """(..., n): log-probabilities whose logits are normal with standard deviation `spread`."""
     return normalise(spread * rng.normal(size=shape))
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One row of the ledger. `on`: the kinds of game it can be measured on when one is given."""
+    """A statement and its test. `on`: the kinds of given game on which it can be tested."""
 
     paper: str
     equation: str
@@ -179,23 +180,23 @@ class Claim:
 
     @property
     def module(self) -> str:
-        """The module of `solvers.claims` that entered it."""
+        """The module of `solvers.claims` that defines it."""
         return self.name.partition(".")[0]
 
-    def __call__(self, setting: Setting) -> Row:
-        """Measure it, on random numbers of its own."""
-        return Row(self, self.measure(replace(setting, stream=self.name)))
+    def __call__(self, setting: Setting) -> Entry:
+        """Runs the test with the random stream of this claim."""
+        return Entry(self, self.measure(replace(setting, stream=self.name)))
 
 
 @dataclass(frozen=True)
-class Row:
-    """A claim and what was found."""
+class Entry:
+    """An entry of the ledger: a claim and its finding."""
 
     claim: Claim
     finding: Finding
 
     def record(self) -> dict[str, str]:
-        """The JSON contract: one flat object a row."""
+        """The JSON object of the entry (a stable interface)."""
         found = self.finding
         return {
             "paper": self.claim.paper,
@@ -217,7 +218,7 @@ def claim(
     each: Iterable[str] | Mapping[str, str] = (),
     on: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., Finding]], Callable[..., Finding]]:
-    """Enter a function into the ledger, once or, with `each`, once for each value."""
+    """Decorator: registers a claim, or one claim per value of `each`."""
     texts = each if isinstance(each, Mapping) else dict.fromkeys(each, "")
 
     def enter(measure: Callable[..., Finding]) -> Callable[..., Finding]:
@@ -240,13 +241,13 @@ def _measure(measure: Callable[..., Finding], value: str, setting: Setting) -> F
     return measure(setting, value)
 
 
-# What many claims measure with.
+# Quantities that many claims need.
 
 
-def path(
+def trajectory(
     rule: UpdateRule, games: SymmetricGame, start: Array, reference: Array, steps: int
 ) -> np.ndarray:
-    """(..., n), (..., n) -> (steps + 1, ..., n): log π_t of a rule without a memory, π_0 first."""
+    """(..., n), (..., n) -> (steps + 1, ..., n): log π_0, …, log π_T of a rule without memory."""
     points = [start]
     for t in range(steps):
         plays = Plays.exact(games.payoff, points[-1], reference)
@@ -254,18 +255,18 @@ def path(
     return np.stack(points)
 
 
-def score(logp: Array, values: Array) -> np.ndarray:
-    """(..., n), (..., n) -> (..., n): Σ_y values(y) ∇_θ log π(y), θ the logits of a softmax."""
+def logit_gradient(logp: Array, values: Array) -> np.ndarray:
+    """(..., n), (..., n) -> (..., n): Σ_y values(y) ∇_θ log π(y), θ the softmax logits."""
     return values - np.exp(logp) * values.sum(axis=-1, keepdims=True)
 
 
-# How measurements are judged and written down.
+# Comparison and formatting of numbers.
 
 
 def within(measured, bound, slack: float = 1e-9) -> tuple[bool, float]:
-    """Whether measured ≤ bound everywhere, up to rounding, and the largest measured/bound."""
+    """Whether measured ≤ bound everywhere, up to rounding; and the largest ratio measured/bound."""
     measured, bound = np.broadcast_arrays(np.asarray(measured, float), np.asarray(bound, float))
-    shown = bound > ROUNDING  # below, both are rounding
+    shown = bound > ROUNDING  # below this, both are rounding errors
     worst = float((measured[shown] / bound[shown]).max(initial=0.0))
     return bool(np.all(measured <= bound * (1 + slack) + ROUNDING)), worst
 
@@ -276,20 +277,20 @@ def largest(*values) -> float:
 
 
 def equal(first, second, scale: float = 1.0) -> bool:
-    """Whether two arrays agree to rounding, for numbers of that scale."""
+    """Whether two arrays of numbers of order `scale` agree up to rounding."""
     return largest(np.asarray(first) - np.asarray(second)) <= ROUNDING * scale
 
 
 def order(x, errors) -> float:
-    """The exponent p of errors ∝ x^p, by least squares on logs."""
+    """The exponent p in errors ∝ x^p, by least squares on the logarithms."""
     return float(np.polyfit(np.log(x), np.log(errors), 1)[0])
 
 
 def size(value: float, floor: float = ROUNDING) -> str:
-    """Two digits; below the floor, where machines differ, as `< floor`."""
+    """The number with two digits, or `< floor` below the floor (where results vary by machine)."""
     return f"< {floor:.0e}" if abs(value) < floor else f"{value:.2g}"
 
 
 def vector(values) -> str:
-    """(n,) as (0.25, 0.5, 0.25), to three decimals."""
+    """(n,) as text with three decimals, such as (0.25, 0.5, 0.25)."""
     return "(" + ", ".join(f"{0.0 + round(float(v), 3):.3g}" for v in np.asarray(values)) + ")"

@@ -1,4 +1,4 @@
-"""Nash-MD — Nash Learning from Human Feedback (arXiv 2312.00886), as RSPO Eq. 5 prints it."""
+"""Nash-MD — Nash Learning from Human Feedback (arXiv 2312.00886), in the form of RSPO Eq. 5."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ..arrays import against, normalise
 from ..rules import harmonic
 from ..solve import kl_divergence
 from ..steps import step
+from .instances import TAUS, Instances
 from .ledger import (
     ROUNDING,
     Chart,
@@ -22,12 +23,11 @@ from .ledger import (
     finding,
     largest,
     order,
-    path,
     size,
+    trajectory,
     vector,
     within,
 )
-from .stage import TAUS, Stage
 
 KINDS = ("preference",)
 
@@ -35,7 +35,7 @@ KINDS = ("preference",)
 @claim("Nash-MD", "Theorem 1, one step", on=KINDS)
 def one_step(setting: Setting) -> Finding:
     """At every iteration t, KL(π*‖π_{t+1}) ≤ (1 − ητ)KL(π*‖π_t) + 2η²."""
-    at = Stage.of(setting, spread=3.0)
+    at = Instances.of(setting, spread=3.0)
     fine, needed = [], []
     for tau in TAUS:
         star = replace(at, tau=tau).star
@@ -49,20 +49,20 @@ def one_step(setting: Setting) -> Finding:
     return finding(
         printed=all(ok for ok, _ in fine),
         evidence=f"On {at.about} and policies, τ from {TAUS[0]:g} to {TAUS[-1]:g}, ητ from 0.01 "
-        f"to 1: largest ratio to the bound {max(worst for _, worst in fine):.2f}. In the place of "
-        f"2 the largest needed was {max(needed):.3f}.",
+        f"to 1: largest ratio to the bound {max(worst for _, worst in fine):.2f}. The smallest "
+        f"constant that would suffice in place of 2 is {max(needed):.3f}.",
     )
 
 
 @claim("Nash-MD", "Theorem 1", on=KINDS)
 def last_iterate(setting: Setting) -> Finding:
     """With η_t = 2/(τ(t + 2)), KL(π*‖π_T) ≤ 8/(τ²(T + 1))."""
-    at, steps = Stage.of(setting, count=60, n=5), 512
+    at, steps = Instances.of(setting, count=60, n=5), 512
     T, kept = np.arange(steps + 1), np.zeros(steps + 1)
     fine, shares, power = [], [], 0.0
     for tau in TAUS:
         rule = setting.rule("nash_md", tau=tau, eta=harmonic(tau))
-        points = path(rule, at.games, at.ref, at.ref, steps)
+        points = trajectory(rule, at.games, at.ref, at.ref, steps)
         kl = kl_divergence(replace(at, tau=tau).star, points).reshape(steps + 1, -1).max(axis=-1)
         ok, share = within(kl, 8 / (tau**2 * (T + 1)))
         fine.append(ok)
@@ -74,7 +74,7 @@ def last_iterate(setting: Setting) -> Finding:
         printed=all(fine),
         evidence=f"On {at.about} over {steps} steps from π_0 = μ, τ from {TAUS[0]:g} to "
         f"{TAUS[-1]:g}: largest ratio to the bound {size(max(shares))}. μ itself has KL(π*‖μ) ≤ "
-        "1/(8τ²), so that the bound says nothing before T = 63. At τ = 1 KL falls as "
+        "1/(8τ²), so that the bound is vacuous before T = 63. At τ = 1 KL falls as "
         f"T^{power:.1f}.",
         chart=Chart(
             "Nash-MD's last iterate (Theorem 1)",
@@ -92,12 +92,12 @@ def last_iterate(setting: Setting) -> Finding:
 def constant_step(setting: Setting) -> Finding:
     """[With a constant η, as RSPO Eq. 5 prints it, Nash-MD finds] a regularized NE in Eq. 4
     with the last-iterate policy."""
-    at = replace(Stage.of(setting, count=50), tau=0.5)
+    at = replace(Instances.of(setting, count=50), tau=0.5)
     etas = 0.4 / 2.0 ** np.arange(5)
     rests, drifts = [], []
     for eta in etas:
         rule = setting.rule("nash_md", tau=at.tau, eta=float(eta))
-        points = path(rule, at.games, at.ref, at.ref, round(30 / (eta * at.tau)))
+        points = trajectory(rule, at.games, at.ref, at.ref, round(30 / (eta * at.tau)))
         rests.append(points[-1])
         drifts.append(largest(points[-1] - points[-2]))
     star = at.star
@@ -108,15 +108,16 @@ def constant_step(setting: Setting) -> Finding:
         falls = f"falls as η^{order(etas, far):.2f}, KL(π*‖π) as η^{order(etas, kls):.2f}"
     return finding(
         printed=far[0] <= 1e-9,
-        mended=max(drifts) <= 1e-9 and far[-1] <= 2 * etas[-1] / etas[0] * far[0],
-        evidence=f"On {at.about} at τ = {at.tau:g}: the last iterate converges (steps end at "
+        corrected=max(drifts) <= 1e-9 and far[-1] <= 2 * etas[-1] / etas[0] * far[0],
+        evidence=f"On {at.about} at τ = {at.tau:g}: the last iterate converges (the last step is "
         f"{size(max(drifts))}), but its distance from π* {falls} (at η = {etas[0]:g} the largest "
         f"Σ|π − π*| is {size(far[0])}).",
-        correction="With a constant step it rests at the π of τ log π/μ = P(y≻π^μ) + const, π^μ ∝ "
-        "π^(1−ητ)μ^(ητ): O(η) from π*, which has P(y≻π*) there. With a falling step, Theorem 1.",
+        correction="With a constant step the fixed point is the π with τ log π/μ = P(y≻π^μ) + "
+        "const, π^μ ∝ π^(1−ητ)μ^(ητ), at a distance O(η) from π*, for which it is P(y≻π*). With a "
+        "decreasing step Theorem 1 applies.",
         counterexample=by_hand(setting),
         chart=Chart(
-            "Where Nash-MD with a constant step rests",
+            "Fixed point of Nash-MD with a constant step",
             "η",
             "distance from π*",
             (
@@ -129,16 +130,17 @@ def constant_step(setting: Setting) -> Finding:
 
 
 def by_hand(setting: Setting) -> str:
-    """Rock, paper, scissors at ητ = 1, where one step is all there is."""
+    """Rock, paper, scissors at ητ = 1, where every step gives the same policy."""
     game, ref = zoo.rock_paper_scissors(), np.log([0.5, 0.25, 0.25])
-    at = Stage(game, ref, ref, ref, "", tau=1.0)
+    at = Instances(game, ref, ref, ref, "", tau=1.0)
     rule = setting.rule("nash_md", tau=1.0, eta=1.0)
     moved, star = step(rule(at.plays), at.plays), at.star
     wins = at.wins(ref)
     answer = normalise(ref + against(game.payoff, np.exp(moved)))
     return (
-        "Rock–paper–scissors, μ = (½, ¼, ¼), η = τ = 1: then π^μ = μ whatever π, and the rest is "
-        f"∝ μ exp(P(y≻μ)), P(y≻μ) = {vector(wins)}: π = {vector(np.exp(moved))}. The equilibrium "
-        f"would be ∝ μ exp(P(y≻π)), which at this π is {vector(np.exp(answer))}; it is "
-        f"{vector(np.exp(star))}."
+        "Rock–paper–scissors, μ = (½, ¼, ¼), η = τ = 1: then π^μ = μ for every π, and the fixed "
+        "point "
+        f"is ∝ μ exp(P(y≻μ)), P(y≻μ) = {vector(wins)}: π = {vector(np.exp(moved))}. An "
+        f"equilibrium is ∝ μ exp(P(y≻π)), which at this π is {vector(np.exp(answer))}; the "
+        f"equilibrium is {vector(np.exp(star))}."
     )

@@ -1,6 +1,7 @@
 """Multiplicative weights and fictitious play: which iterate converges.
 
-Freund & Schapire (1999), Brown (1951), Robinson (1951), as RSPO (§2.2) and α-SPIN (§3.2) use them.
+Freund & Schapire (1999), Brown (1951) and Robinson (1951), as cited by RSPO (§2.2) and α-SPIN
+(§3.2).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from ..divergences import reverse_kl
 from ..equilibrium import equilibrium
 from ..gap import duality_gap
 from ..solve import kl_divergence, solve
+from .instances import apart
 from .ledger import (
     ROUNDING,
     Chart,
@@ -25,30 +27,29 @@ from .ledger import (
     claim,
     finding,
     order,
-    path,
     random_policies,
     size,
+    trajectory,
     vector,
     within,
 )
-from .stage import apart
 
 KINDS = ("preference",)
 
 
-# By what a pure equilibrium has to win, or each action to lose to another, to be seen in time.
+# Smallest margin of a pure equilibrium for convergence to be visible within the steps taken.
 CLEARLY = 0.02
 
 
 def kinds(games: SymmetricGame) -> tuple[np.ndarray, np.ndarray]:
-    """(...,), (...,): whether a game clearly has a pure equilibrium, and clearly has none."""
+    """(...,), (...,): whether a game has a pure equilibrium, or none, by a clear margin."""
     beats = games.payoff - games.value + np.where(np.eye(games.n) > 0, np.inf, 0.0)
     margin = np.atleast_1d(beats.min(axis=-1).max(axis=-1))
     return margin >= CLEARLY, margin <= -5 * CLEARLY
 
 
 def count(what: np.ndarray) -> str:
-    """(N,) -> how many of how many."""
+    """(N,) -> "k of N", k the number of true entries."""
     return f"{int(what.sum())} of {what.size}"
 
 
@@ -65,7 +66,7 @@ def average(setting: Setting) -> Finding:
     worst = []
     for T in horizons:
         rule = setting.rule("mwu", eta=math.sqrt(8 * math.log(games.n) / T))
-        p = np.exp(path(rule, games, start, start, int(T) - 1))
+        p = np.exp(trajectory(rule, games, start, start, int(T) - 1))
         worst.append(duality_gap(games, np.log(p.mean(axis=0))).max())
     bounds = 2 * np.sqrt(math.log(games.n) / (2 * horizons))
     fine, share = within(worst, bounds)
@@ -93,7 +94,7 @@ def last_iterate(setting: Setting) -> Finding:
     games = setting.games(rng, 200, 3)
     start = random_policies(rng, (*games.batch_shape, games.n))
     rule = setting.rule("mwu", eta=eta)
-    points = path(rule, games, start, start, steps)
+    points = trajectory(rule, games, start, start, steps)
     rests = np.atleast_1d(duality_gap(games, points[-1])) <= 1e-6
     pure, mixed = kinds(games)
     star = equilibrium(games).logp
@@ -102,7 +103,7 @@ def last_iterate(setting: Setting) -> Finding:
     rises = np.diff(kl[:, inside], axis=0)
     return finding(
         printed=bool(rests.all()),
-        mended=bool(rests[pure].all() and np.all(rises >= -ROUNDING)),
+        corrected=bool(rests[pure].all() and np.all(rises >= -ROUNDING)),
         evidence=f"On {setting.about(games)}, η = {eta:g}, {steps} steps from random starts: a "
         f"gap ≤ 1e-6 on {count(rests[pure])} with a pure equilibrium (that wins by {CLEARLY} or "
         f"more) and on {count(rests[mixed])} without (every action loses to some other by "
@@ -119,7 +120,7 @@ def spiral(setting: Setting) -> str:
     """Rock, paper, scissors, step by step."""
     game, eta = zoo.rock_paper_scissors(), 1.0
     start = np.log([0.5, 0.25, 0.25])
-    points = path(setting.rule("mwu", eta=eta), game, start, start, 20)
+    points = trajectory(setting.rule("mwu", eta=eta), game, start, start, 20)
     uniform = np.full(3, -math.log(3))
     kl = kl_divergence(uniform, points)
     wins = against(game.payoff, np.exp(start))
@@ -149,7 +150,7 @@ def robinson(setting: Setting) -> Finding:
         printed=bool(power <= -proven and gaps[-1] <= 0.1),
         evidence=f"On {setting.about(games)}: the largest gap of the average falls from "
         f"{gaps[t == 64][0]:.3f} at t = 64 to {gaps[-1]:.4f} at t = {steps}, as t^{power:.2f}; "
-        f"proven is t^−{proven:.3g}.",
+        f"the proven rate is t^−{proven:.3g}.",
         chart=Chart(
             "Fictitious play's average",
             "t",
@@ -174,20 +175,20 @@ def last_response(setting: Setting) -> Finding:
     responses = first_responses(setting)
     return finding(
         printed=bool(rests.all()),
-        mended=bool(rests[pure].all() and not rests[mixed].any()),
+        corrected=bool(rests[pure].all() and not rests[mixed].any()),
         evidence=f"On {setting.about(games)}: from t = 100 to 2000 one action is played "
         f"throughout on {count(rests[pure])} with a pure equilibrium (that wins by {CLEARLY} or "
         f"more) and on {count(rests[mixed])} without (every action loses to some other by "
         f"{5 * CLEARLY:g} or more).",
-        correction="It does where a pure equilibrium is strict, and jumps for ever where there "
-        "is none.",
+        correction="It does if there is a strict pure equilibrium; if there is no pure "
+        "equilibrium, it never stops switching.",
         counterexample="Rock–paper–scissors: a best response is pure, and the equilibrium is "
         f"not. From the uniform policy, ties to the first: {responses} …",
     )
 
 
 def first_responses(setting: Setting) -> str:
-    """What fictitious play plays at rock, paper, scissors."""
+    """The actions of fictitious play at rock, paper, scissors."""
     rule = setting.rule("fictitious_play")
     run = solve(zoo.rock_paper_scissors(), rule, steps=36, tol=0, keep_policies=True)
     assert run.history.logp is not None

@@ -1,4 +1,4 @@
-"""RSPO, Algorithm 1 and §5: exact minimisers, samples, and contrastive losses."""
+"""RSPO, Algorithm 1 and §5: exact minimization, samples, and contrastive losses."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from ..ledger import (
     claim,
     finding,
     largest,
-    score,
+    logit_gradient,
     size,
 )
-from .cases import KINDS, cases, minimiser
-from .games import TABLE_6
+from .cases import KINDS, cases, minimizer
+from .regularized_game import TABLE_6
 
 # §3.2, Algorithm 1.
 
@@ -34,7 +34,7 @@ from .games import TABLE_6
 @claim("RSPO", "Cor. 3.2", each=TABLE_6, on=("preference",))
 def rspo_converges(setting: Setting, each: str) -> Finding:
     """Algorithm 1 with the loss of Eq. 8 (R = {each}) has last-iterate convergence to the NE of the
-    regularised game [τ = λ/2, by Eq. 45]."""
+    regularized game [τ = λ/2, by Eq. 45]."""
     rng, regularizer = setting.rng, parse(each)
     games = setting.games(rng, 30, 3)
     ref = setting.references(rng, games)
@@ -45,7 +45,7 @@ def rspo_converges(setting: Setting, each: str) -> Finding:
     for _ in range(steps):
         history.append(kl_divergence(star, logp))
         wins = against(games.payoff, np.exp(logp))
-        logp = minimiser(logp, logp + eta * (wins - 0.5), regularizer, lam, ref)
+        logp = minimizer(logp, logp + eta * (wins - 0.5), regularizer, lam, ref)
     history.append(kl_divergence(star, logp))
     kl = np.stack(history)
     printed = equilibrium(games, regularizer, lam / 2, ref).logp
@@ -54,12 +54,12 @@ def rspo_converges(setting: Setting, each: str) -> Finding:
     curve = kl.reshape(steps + 1, -1).max(axis=1)
     return finding(
         printed=bool(off <= 1e-3),
-        mended=reached <= 0.01,
-        evidence=f"{setting.about(games)}, η = {eta:g}, λ = {lam:g}, each loss minimised exactly: "
+        corrected=reached <= 0.01,
+        evidence=f"{setting.about(games)}, η = {eta:g}, λ = {lam:g}, each loss minimized exactly: "
         f"after {steps} iterations probabilities are within {size(reached, 1e-6)} of the "
         f"equilibrium of temperature λ/(2η), and up to {size(off)} from that of temperature λ/2.",
         correction="To the equilibrium of temperature τ = λ/(2η) (measured at η = τ).",
-        counterexample="At a rest point of Algorithm 1 the gradient of Eq. 8 at θ = θ_t is zero: "
+        counterexample="At a fixed point of Algorithm 1 the gradient of Eq. 8 at θ = θ_t is zero: "
         "2η E[∇log π·G] = λ∇R. Two actions, P(y¹≻y²) = 0.9, μ = (½, ½), η = τ = 0.3, λ = 0.18, "
         "reverse KL: 0.4 = (λ/(2η)) log π₁/π₂ gives log π₁/π₂ = 1.33; temperature λ/2 = 0.09 "
         "would give 4.44.",
@@ -84,12 +84,13 @@ def published_table(setting: Setting, each: str) -> Finding:
     n = games.n
     if n**k > 50_000:
         return finding(
-            printed={"measured": True, "not": False}, evidence=f"{n}^{k} draws: too many."
+            printed={"measured": True, "not": False},
+            evidence=f"{n}^{k} draws: too many to enumerate.",
         )
     draws = np.array(list(itertools.product(range(n), repeat=k)))  # (D, K)
 
     def force(diagonal: Diagonal, temperature: float) -> float:
-        """|expected gradient| of the loss with τ at the equilibrium of another temperature."""
+        """|expected gradient| of the loss with τ, at the equilibrium of another temperature."""
         star = equilibrium(games, regularizer, temperature, ref).logp
         sampled = Plays.sampled(
             games.payoff[..., draws[:, :, None], draws[:, None, :]],
@@ -101,18 +102,18 @@ def published_table(setting: Setting, each: str) -> Finding:
         chance = np.exp(star[..., draws].sum(axis=-1, keepdims=True)) / k
         pull = np.stack([(chance * g * (draws == y)).sum(axis=(-1, -2)) for y in range(n)], axis=-1)
         wanted = np.exp(star) * (star - ref)
-        return largest(score(star, pull) - tau * score(star, wanted))
+        return largest(logit_gradient(star, pull) - tau * logit_gradient(star, wanted))
 
     printed, moved = force("include", tau), force("include", tau * k / (k - 1))
-    mended = force("exclude", tau)
+    corrected = force("exclude", tau)
     return finding(
         printed=printed <= 1e-9,
-        mended=max(mended, moved) <= 1e-9,
+        corrected=max(corrected, moved) <= 1e-9,
         evidence=f"All {len(draws)} draws enumerated, {setting.about(games)}: the expected "
-        f"gradient at the equilibrium of τ is {size(printed)} with the diagonal, {size(mended)} "
+        f"gradient at the equilibrium of τ is {size(printed)} with the diagonal, {size(corrected)} "
         f"without; with it, it vanishes at the equilibrium of τK/(K − 1) ({size(moved)}).",
-        correction=f"With the diagonal of ½ it aims at τK/(K − 1) = {k / (k - 1):g}τ. Leave it "
-        "out: the mean over the K − 1 others is unbiased.",
+        correction=f"With the diagonal of ½ the target is the equilibrium of τK/(K − 1) = "
+        f"{k / (k - 1):g}τ. Without the diagonal the mean over the K − 1 others is unbiased.",
         counterexample=f"K = {k}: the row mean is (½ + Σ_j≠i u_ij)/K, so that E[row mean − ½ | "
         f"y_i] = ({k - 1}/{k})(P(y_i ≻ π_t) − ½): the advantage shrinks, the pull of μ does not. "
         f"P(y¹≻y²) = 0.9, μ = (½, ½), τ = 0.2: log π₁/π₂ = {(k - 1) / k:.2g}·0.4/0.2 = "
@@ -126,7 +127,7 @@ def published_table(setting: Setting, each: str) -> Finding:
 @claim("RSPO", "§5", on=KINDS)
 def contrastive_losses(setting: Setting) -> Finding:
     """Contrastive methods (DNO, INPO) optimize a loss objective necessary but not sufficient for
-    the mirror descent update [another policy minimises it as well]."""
+    the mirror descent update [another policy minimizes it as well]."""
     case = cases(setting, n=4)
     plays = Plays.exact(case.payoff, case.current, case.ref)
     rule = get_rule("inpo", eta=case.eta, tau=case.tau)
@@ -141,12 +142,12 @@ def contrastive_losses(setting: Setting) -> Finding:
         instead=at_step <= 1e-12 and elsewhere > 0 and least.min() > 0,
         evidence=f"INPO's pair loss over y, y′ ∼ π_t on {case.count} random cases: zero at the "
         f"mirror step ({size(at_step)}) and positive at other policies; its quadratic form in log "
-        f"π vanishes on constants alone (second eigenvalue at least {size(float(least.min()))}), "
-        "and normalisation fixes the constant.",
+        f"π is zero only for constants (second eigenvalue at least {size(float(least.min()))}), "
+        "and normalization fixes the constant.",
         correction="Necessary and sufficient, as INPO's Lemma 5 says, where every pair of "
-        "responses is compared with positive probability (or enough to link all of them). On "
-        "finitely many samples neither loss determines the rest: the pairs not even the sampled "
-        "responses' common level.",
+        "responses is compared with positive probability (or enough pairs to connect all of them). "
+        "On finitely many samples neither loss determines the rest, and the pair loss does not "
+        "even determine the common level of the sampled responses.",
         counterexample="Three actions: the pair terms (x₁ − x₂ − a)² + (x₂ − x₃ − b)² + (x₁ − x₃ "
         "− a − b)² in x = log π are zero iff x = (c + a + b, c + b, c), and Σeˣ = 1 leaves one c.",
     )

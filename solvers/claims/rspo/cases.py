@@ -1,7 +1,7 @@
-"""RSPO's losses on random cases: gradients by the complex step, and minimisers.
+"""RSPO's losses on random cases: gradients by the complex step, and minimizers.
 
-θ are the logits of a softmax over all actions. The complex step is exact to rounding, so that no
-line of the paper is judged by a derivation of ours.
+θ are softmax logits over all actions. The complex-step derivative is exact up to rounding, so the
+lines of the paper are tested without derivations of our own.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from ...arrays import Array, against, normalise
 from ..ledger import (
     Setting,
     largest,
+    logit_gradient,
     random_policies,
-    score,
 )
 
-COUNT = 200  # random cases a row
+COUNT = 200  # random cases per claim
 
 
 @dataclass(frozen=True)
@@ -36,17 +36,17 @@ class Case:
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """Number of cases."""
         return math.prod(self.theta.shape[:-1])
 
     @property
     def at_current(self) -> Case:
-        """The same with θ = θ_t."""
+        """The same cases with θ = θ_t."""
         return replace(self, theta=self.current)
 
     @property
     def mixture(self) -> Array:
-        """log π_t^μ, of Nash-MD."""
+        """log π_t^μ, the geometric mixture of Nash-MD."""
         share = self.eta * self.tau
         return normalise((1 - share) * self.current + share * self.ref)
 
@@ -56,10 +56,10 @@ class Case:
 
     def mean(self, values: Array) -> Array:
         """E_{y∼π_θ}[∇log π_θ(y) values(y)]."""
-        return score(self.theta, np.exp(self.theta) * values)
+        return logit_gradient(self.theta, np.exp(self.theta) * values)
 
     def gradient(self, loss: Callable[[Array], Array]) -> Array:
-        """(..., n): ∇_θ loss(log π_θ), by the complex step. What is not an argument is frozen."""
+        """(..., n): ∇_θ loss(log π_θ), by the complex step; all but logp is constant."""
         n, tiny = self.theta.shape[-1], 1e-30
 
         def along(direction: Array) -> Array:
@@ -70,7 +70,7 @@ class Case:
         return np.stack([along(direction) for direction in np.eye(n)], axis=-1)
 
     def fit(self, values: Array, weights: Array | None = None) -> Array:
-        """∇_θ E_{y∼π_t}[(log π_θ/π_t − values)²], or under other frozen weights."""
+        """∇_θ E_{y∼π_t}[(log π_θ/π_t − values)²], or under other constant weights."""
         weights = np.exp(self.current) if weights is None else weights
         return self.gradient(lambda logp: mean_of(weights, (logp - self.current - values) ** 2))
 
@@ -80,17 +80,17 @@ class Case:
 
 
 def mean_of(weights: Array, values: Array) -> Array:
-    """(..., n), (..., n) -> (...,): Σ weights · values, complex ones too."""
+    """(..., n), (..., n) -> (...,): Σ weights · values; complex values are allowed."""
     return (weights * values).sum(axis=-1)
 
 
 def cases(setting: Setting, n: int = 4) -> Case:
-    """Random games, and π_θ, π_t and μ independent of each other."""
+    """Random games with independent random π_θ, π_t and μ."""
     rng = setting.rng
     games = setting.games(rng, COUNT, n)
     ref = setting.references(rng, games)
     shape = ref.shape
-    if setting.game is not None:  # many policies on the one game, fewer where it is large
+    if setting.game is not None:  # many policies on one game, fewer if it is large
         shape = (min(COUNT, max(4, 2000 // games.n)), *ref.shape)
         ref = np.broadcast_to(ref, shape)
     return Case(games.payoff, random_policies(rng, shape), random_policies(rng, shape), ref)
@@ -99,35 +99,36 @@ def cases(setting: Setting, n: int = 4) -> Case:
 def by_hand() -> Case:
     """Two actions: P(y¹ ≻ y²) = 0.9, μ uniform, π_t = (0.8, 0.2), π_θ = (0.6, 0.4), τ = η = ½.
 
-    Derivatives are by the first logit, where E_{π_θ}[∇log π_θ a] = π_θ(y¹)π_θ(y²)(a₁ − a₂).
+    Derivatives are with respect to the first logit, where
+    E_{π_θ}[∇log π_θ a] = π_θ(y¹)π_θ(y²)(a₁ − a₂).
     """
     logs = np.log([[0.6, 0.4], [0.8, 0.2], [0.5, 0.5]])
     return Case(np.array([[0.5, 0.9], [0.1, 0.5]]), *logs, eta=0.5, tau=0.5)
 
 
 HAND = (
-    "Two actions, P(y¹≻y²) = 0.9, μ = (½, ½), π_t = (0.8, 0.2), πθ = (0.6, 0.4), τ = η = ½, by "
-    "the first logit. There E_πθ[∇log πθ·a] = 0.24(a₁ − a₂), E_πt[∇log πθ·a] = 0.32a₁ − 0.12a₂; "
-    "P(y≻π_t) = (0.58, 0.18), A = P(y≻π_t^μ) − ½ = (0.1045, −0.2955), log πθ/π_t = (−0.2877, "
-    "0.6931), log πθ/μ = (0.1823, −0.2231), log π_t/μ = (0.4700, −0.9163)."
+    "Two actions, P(y¹≻y²) = 0.9, μ = (½, ½), π_t = (0.8, 0.2), πθ = (0.6, 0.4), τ = η = ½; "
+    "derivatives by the first logit. There E_πθ[∇log πθ·a] = 0.24(a₁ − a₂), E_πt[∇log πθ·a] = "
+    "0.32a₁ − 0.12a₂; P(y≻π_t) = (0.58, 0.18), A = P(y≻π_t^μ) − ½ = (0.1045, −0.2955), log πθ/π_t "
+    "= (−0.2877, 0.6931), log πθ/μ = (0.1823, −0.2231), log π_t/μ = (0.4700, −0.9163)."
 )
 KINDS = ("preference", "skew")
 
 
-def minimiser(current: Array, target: Array, pull=None, lam: float = 0.0, ref=None) -> Array:
+def minimizer(current: Array, target: Array, regularizer=None, lam: float = 0.0, ref=None) -> Array:
     """(..., n): argmin over distributions of Σ π_t (log π − target)² + λR(π, μ).
 
-    `pull` is R. Newton's method in x = log π and a multiplier ν of Σ eˣ = 1.
+    Newton's method in x = log π and a multiplier ν of Σ eˣ = 1.
     """
     w, x = np.exp(current), normalise(target)
     nu = np.zeros((*x.shape[:-1], 1))
     for _ in range(60):
         p = np.exp(x)
         force, bend = 2 * w * (x - target) - nu * p, 2 * w - nu * p
-        if pull is not None:
-            slope = pull.gradient(x, ref)
+        if regularizer is not None:
+            slope = regularizer.gradient(x, ref)
             force = force + lam * p * slope
-            bend = bend + lam * p * (slope + pull.slope_derivative(x - ref))
+            bend = bend + lam * p * (slope + regularizer.slope_derivative(x - ref))
         bend = np.maximum(bend, 0.1 * w)
         excess = p.sum(axis=-1, keepdims=True) - 1
         dnu = ((p * force / bend).sum(axis=-1, keepdims=True) - excess) / (

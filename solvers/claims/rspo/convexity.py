@@ -15,16 +15,16 @@ from ..ledger import (
     size,
     vector,
 )
-from .games import ALL, MODULI, TABLE_6, span
+from .regularized_game import ALL, MODULI, TABLE_6, span
 
 # Assumption A.1: strong convexity relative to entropy.
 
 
 def least_ratio(regularizer: Divergence, mu: Array, rng: np.random.Generator) -> np.ndarray:
-    """(B, n) -> (B,): the least ratio of the two sides of Eq. 16, between close π and π′, found.
+    """(B, n) -> (B,): the smallest ratio of the two sides of Eq. 16 found, for nearby π and π′.
 
     At π the worst direction v, Σv = 0, has the ratio λ with Σ π/(φ′ − λ) = 0 between the two least
-    φ′. The search climbs down over π from random starts, many of them next to the boundary.
+    φ′. The search descends over π from random starts, many of them near the boundary.
     """
     logmu = np.log(mu)[:, None]
 
@@ -51,7 +51,7 @@ def least_ratio(regularizer: Divergence, mu: Array, rng: np.random.Generator) ->
 
 
 def two_actions(regularizer: Divergence) -> tuple[Array, Array, Array, float, float]:
-    """μ, π, π′ of two actions with the least ratio on a grid, and both sides of Eq. 16 there."""
+    """μ, π, π′ of two actions with the smallest ratio on a grid, and both sides of Eq. 16."""
     found = []
     for mu in (np.array([0.5, 0.5]), np.array([0.1, 0.9])):
         for p in np.arange(0.01, 0.995, 0.01):
@@ -94,14 +94,14 @@ def strong_convexity(setting: Setting, each: str) -> Finding:
     mu, first, second, left, right = two_actions(regularizer)
     return finding(
         printed=bool(found.min() >= 1 - 1e-9),
-        mended=never_below and m.min() > 0,
+        corrected=never_below and m.min() > 0,
         instead=never_below and m.max() == 0,
         evidence=f"12 random μ of 3 actions: m {span(m)}; a search over 2700 π for each, with the "
-        f"worst direction there, found {'nothing' if never_below else 'some'} below m, and came "
-        f"within {size(max(closest, 0.0), 1e-3)} of it.",
+        f"worst direction at each, found {'no ratio' if never_below else 'ratios'} below m; the "
+        f"smallest is within {size(max(closest, 0.0), 1e-3)} of it.",
         correction=f"m-strongly convex with m = {MODULI[each]}."
         if m.min() > 0
-        else "Convex, but m-strongly convex relative to entropy for no m > 0: φ′(u) = u f″(u) "
+        else "Convex, but not m-strongly convex relative to entropy for any m > 0: φ′(u) = u f″(u) "
         "vanishes as u → 0.",
         counterexample=f"μ = {vector(mu)}, π = {vector(first)}, π′ = {vector(second)}: Eq. 16 has "
         f"Σ(φ(π/μ) − φ(π′/μ))(π − π′) = {left:.3g} on the left, φ(u) = {SLOPES[each]}, and "
@@ -110,7 +110,7 @@ def strong_convexity(setting: Setting, each: str) -> Finding:
 
 
 def _moduli(setting: Setting, specs: tuple[str, ...]) -> dict[str, float]:
-    """The least modulus over random μ of 3 actions."""
+    """The smallest modulus over random μ of 3 actions."""
     references = random_policies(setting.rng, (50, 3))
     return {spec: min(parse(spec).modulus(mu) for mu in references) for spec in specs}
 
@@ -124,10 +124,10 @@ def who_violates(setting: Setting) -> Finding:
     return finding(
         printed={spec for spec, value in m.items() if value < 1} == {"forward_kl"},
         instead={spec for spec, value in m.items() if value == 0} == {"chi2"},
-        evidence=f"Least modulus over 50 random μ of 3 actions: {table}.",
+        evidence=f"Smallest modulus over 50 random μ of 3 actions: {table}.",
         correction="Only χ² has no positive modulus. Forward KL has 2√(μ₁μ₂) > 0, and convergence "
-        "is guaranteed at that rate; it is small where μ has small entries. A sum has at least "
-        "the sum of its parts'.",
+        "is guaranteed at that rate, which is small if μ has small entries. The modulus of a sum "
+        "is at least the sum of the moduli of its terms.",
         counterexample="μ = (½, ½), π = (0.002, 0.998), π′ = (0.001, 0.999). χ²: Σ(π − π′)²/μ = "
         "4e-6. Entropy: Σ(π − π′) log π/π′ = 0.001·log 2 + 0.001·log(0.999/0.998) = 6.9e-4. "
         "Forward KL: Σ μ(π − π′)²/(ππ′) = 0.25 + 5e-7, more than entropy's.",
@@ -142,9 +142,9 @@ def limitation(setting: Setting) -> Finding:
     return finding(
         printed=min(m["reverse_kl"], m["chi2"]) >= 1 > m["forward_kl"],
         instead=m["reverse_kl"] == 1 and m["forward_kl"] > m["chi2"] == 0,
-        evidence=f"Least modulus over 50 random μ of 3 actions: reverse KL {m['reverse_kl']:g}, χ² "
-        f"{m['chi2']:g}, forward KL {m['forward_kl']:.2g}.",
-        correction="The other way round for the last two: forward KL is strongly convex relative "
+        evidence=f"Smallest modulus over 50 random μ of 3 actions: reverse KL {m['reverse_kl']:g}, "
+        f"χ² {m['chi2']:g}, forward KL {m['forward_kl']:.2g}.",
+        correction="The reverse for the last two: forward KL is strongly convex relative "
         "to entropy on the simplex, with a modulus below 1, and χ² is not.",
         counterexample="Eq. 16 for small π(y) = 2ε against ε, μ(y) = ½: χ² has 2ε² from y on the "
         "left, forward KL ½·(1/ε − 1/(2ε))·ε = ¼, entropy ε log 2 on the right.",

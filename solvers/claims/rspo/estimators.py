@@ -1,4 +1,4 @@
-"""RSPO, Appendix C.3: what stands for R, under frozen samples."""
+"""RSPO, Appendix C.3: sample estimators of R and of its gradient."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def true_gradient(case: Case, name: str) -> Array:
 
 
 def sampled_gradient(case: Case, name: str, weights: Array | None = None) -> Array:
-    """E_{y∼π_θ}[∇ĥ(y)] of Eqs. 52–54, or under other frozen weights."""
+    """E_{y∼π_θ}[∇ĥ(y)] of Eqs. 52–54, or under other constant weights."""
     p = np.exp(case.theta) if weights is None else weights
     return case.gradient(lambda logp: mean_of(p, PUBLISHED[name](logp, case.ref)))
 
@@ -57,7 +57,7 @@ def reverse_kl_square(setting: Setting) -> Finding:
     here = true_gradient(hand, "reverse_kl")[0], sampled_gradient(hand, "reverse_kl")[0]
     return finding(
         printed=equal(printed, true),
-        mended=equal(0.5 * printed, true),
+        corrected=equal(0.5 * printed, true),
         evidence=f"{case.count} random cases: the right-hand side is {ratio.min():.4f} to "
         f"{ratio.max():.4f} times the left.",
         correction="Half of that: Eq. 48, in the proof, has the ½ that Eq. 52 lacks. A term λ(log "
@@ -83,8 +83,8 @@ def forward_kl_and_chi2(setting: Setting, each: str) -> Finding:
     true, printed = true_gradient(case, name), sampled_gradient(case, name)
     return finding(
         printed=equal(printed, true, scale=largest(true)),
-        evidence=f"{case.count} random cases, the samples frozen while differentiating: largest "
-        f"difference {size(largest(printed - true) / largest(true))} of the gradient.",
+        evidence=f"{case.count} random cases, the samples held fixed while differentiating: "
+        f"largest difference {size(largest(printed - true) / largest(true))} of the gradient.",
     )
 
 
@@ -97,7 +97,7 @@ def proof_of_c2(setting: Setting) -> Finding:
     here = sampled_gradient(hand, "forward_kl", np.exp(hand.ref))[0]
     return finding(
         printed=equal(printed, true, scale=largest(true)),
-        mended=equal(sampled_gradient(case, "forward_kl"), true, scale=largest(true)),
+        corrected=equal(sampled_gradient(case, "forward_kl"), true, scale=largest(true)),
         evidence=f"{case.count} random cases: off by up to "
         f"{size(largest(printed - true) / largest(true))}, relative to the gradient.",
         correction="E_{y∼π_θ}, as in Eqs. 50 and 53.",
@@ -123,16 +123,17 @@ def estimate_of_the_value(setting: Setting, each: str) -> Finding:
         printed, 1 + factor * value, scale=largest(printed)
     )
     what = {
-        "forward_kl": "It is Σ μ = 1 for every π_θ: constant, with no gradient unless the samples "
-        "are frozen.",
-        "chi2": "It is 1 + 2χ² (Eq. 51), of twice the gradient unless the samples are frozen.",
+        "forward_kl": "It is Σ μ = 1 for every π_θ: constant, with zero gradient unless the "
+        "samples are held fixed.",
+        "chi2": "It is 1 + 2χ² (Eq. 51), with twice the gradient unless the samples are held "
+        "fixed.",
     }[each]
     return finding(
         printed=equal(printed, value, scale=largest(value)),
         instead=known,
         evidence=f"{case.count} random cases: the estimate lies in [{printed.min():.2f}, "
         f"{printed.max():.2f}], R in [{value.min():.2f}, {value.max():.2f}].",
-        correction=what + " Only its gradient under frozen samples is that of R.",
+        correction=what + " Only its gradient with fixed samples is that of R.",
         counterexample="π_θ = (0.6, 0.4), μ = (½, ½): "
         + {
             "forward_kl": "0.6·(0.5/0.6) + 0.4·(0.5/0.4) = 1, while KL(μ‖πθ) = 0.0204.",
@@ -169,7 +170,7 @@ def off_policy(setting: Setting, each: str) -> Finding:
         case = replace(case, theta=normalise(case.theta - rate * descent))
     return finding(
         printed=max(biases) <= 1e-12,
-        mended=biases[0] <= 1e-12 and max(unbiased) <= 1e-12,
+        corrected=biases[0] <= 1e-12 and max(unbiased) <= 1e-12,
         evidence=f"Bias of the estimate of Eqs. 52–54, relative to ∇R, median of {case.count} "
         "random cases after 0, 1, 3, 10 and 30 gradient steps on the same samples: "
         f"{size(biases[0])}, {size(biases[1])}, {size(biases[3])}, {size(biases[10])}, "
@@ -224,22 +225,23 @@ def clipped(setting: Setting, each: str) -> Finding:
     if each == "forward_kl":
         by_hand_note = (
             "μ = (½, ½), π = (1 − e⁻¹¹, e⁻¹¹): log μ/π at y² is 10.3. ∇KL(μ‖π) by the second "
-            "logit is π₂ − μ₂ = −0.5: pull it up. Clipped, only y¹ speaks: E = +0.5·π₂ = "
-            "0.000008, push it down."
+            "logit is π₂ − μ₂ = −0.5: increase it. Clipped, only y¹ contributes: E = +0.5·π₂ = "
+            "0.000008, decrease it."
         )
     else:
         by_hand_note = (
             "μ = (1 − e⁻¹¹, e⁻¹¹), π = (½, ½): log π/μ at y² is 10.3. ∇χ² by the second logit is "
-            "¼(π₂/μ₂ − π₁/μ₁) = ¼(29937 − 0.5) = 7484: pull it down. Clipped, only y¹ speaks: "
-            "E = −¼·0.5 = −0.125, push it up."
+            "¼(π₂/μ₂ − π₁/μ₁) = ¼(29937 − 0.5) = 7484: decrease it. Clipped, only y¹ speaks: "
+            "E = −¼·0.5 = −0.125, increase it."
         )
     return finding(
         printed=bool(np.all(np.concatenate([near, far]) <= 1e-9)),
-        mended=bool(np.all(near[near_ratio <= CLIP] <= 1e-9) and np.all(far[~reached] <= 1e-9)),
+        corrected=bool(np.all(near[near_ratio <= CLIP] <= 1e-9) and np.all(far[~reached] <= 1e-9)),
         evidence=f"At θ = θ_t, {COUNT} policies near μ and {COUNT} far from it: no bias where no "
         f"log-ratio exceeds 10; where one does ({reached.sum()} policies) the bias is "
         f"{size(np.median(far[reached]))} of ∇R in the median.",
-        correction="True while all log-ratios are at most 10. A response beyond it exerts no pull "
-        "at all, and the rest push it further: what is farthest from μ is let go.",
+        correction="True while all log-ratios are at most 10. A response beyond it contributes no "
+        "gradient, and the others push it further away: responses farthest from μ are not pulled "
+        "back.",
         counterexample=by_hand_note,
     )

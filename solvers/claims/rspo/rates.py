@@ -21,14 +21,14 @@ from ..ledger import (
     Setting,
     claim,
     finding,
-    path,
     random_policies,
     size,
+    trajectory,
     vector,
     within,
 )
 from .cases import KINDS
-from .games import MODULI, RATED, gmmd, kls, power, span, unit
+from .regularized_game import MODULI, RATED, gmmd, kls, power, span, unit
 
 
 @claim("RSPO", "Prop. 3.1", on=KINDS)
@@ -56,14 +56,15 @@ def condition(setting: Setting) -> Finding:
     shares = ", ".join(f"{share:.0%}" for share in ends)
     return finding(
         printed=min(ends) == 1,
-        mended=all(held for held, _ in ratios),
-        evidence=f"Share of runs with η = τ that come to KL ≤ 1e-6 in 600 steps: {shares} "
+        corrected=all(held for held, _ in ratios),
+        evidence=f"Share of runs with η = τ that reach KL ≤ 1e-6 in 600 steps: {shares} "
         "(preferences; the same ×10 as a skew game; rock–paper–scissors ×10). With η = τ/L² the "
-        f"bound KL₀/(1 + ητ)^t holds on all, worst ratio {max(worst for _, worst in ratios):.2f}.",
+        "bound KL₀/(1 + ητ)^t holds on all, largest ratio "
+        f"{max(worst for _, worst in ratios):.2f}.",
         correction="η ≤ τm/L², L = ½ maxᵢ(maxⱼ Uᵢⱼ − minⱼ Uᵢⱼ), m the modulus of R. Preferences "
         "in [0, 1] have L ≤ ½: for them η ≤ 4τm is enough, and η ≤ τ too where m ≥ ¼.",
         counterexample="U = 10·(rock–paper–scissors with ±1), μ uniform, η = τ = 1. Near the "
-        "uniform equilibrium a step turns and stretches: it multiplies deviations by |1 + "
+        "uniform equilibrium a step rotates deviations and multiplies them by |1 + "
         "iη·10/√3|/(1 + ητ) = 5.86/2 = 2.93 and they grow. L = 10: at η = τ/L² = 0.01 it is "
         "1.0017/1.01 < 1.",
     )
@@ -104,7 +105,7 @@ def rate(setting: Setting, each: str) -> Finding:
     measured, predicted = (y.reshape(steps + 1, -1).max(axis=1) for y in (kl, bound))
     return finding(
         printed=printed,
-        mended=kept,
+        corrected=kept,
         instead=fell,
         evidence=f"{setting.about(games)}, τ = {tau:.2g}, η = {eta:.2g}, {steps} steps"
         f"{', and two games like the one below' if examples else ''}: largest KL/bound "
@@ -125,9 +126,10 @@ def rate(setting: Setting, each: str) -> Finding:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two actions, their equilibrium where R bends least relative to entropy.
+    """Two actions with the equilibrium at which the curvature of R relative to entropy is least.
 
-    y¹ wins `lead` more than y² against anyone, so that GMMD is a map of x = log π(y¹)/π(y²).
+    The win rate of y¹ exceeds that of y² by `lead` against every opponent, so that GMMD is a map of
+    x = log π(y¹)/π(y²).
     """
 
     regularizer: Divergence
@@ -157,7 +159,7 @@ class Pair:
 
     @property
     def excess(self) -> float:
-        """A step's share of KL left, near the equilibrium, over 1/(1 + ητ): above 1 is too much."""
+        """Factor of KL per step near the equilibrium, over 1/(1 + ητ); the bound fails above 1."""
         return (1 + self.step**2) / (1 + self.step**2 * self.curvature) ** 2
 
     def kls(self, setting: Setting) -> np.ndarray:
@@ -165,7 +167,7 @@ class Pair:
         game = SkewGame(np.array([[0, self.lead], [-self.lead, 0]]))
         start = normalise(np.log(self.star) + np.array([0.1, 0.0]))
         rule = gmmd(setting, self.regularizer, self.step, self.step)
-        return kl_divergence(np.log(self.star), path(rule, game, start, np.log(self.mu), 40))
+        return kl_divergence(np.log(self.star), trajectory(rule, game, start, np.log(self.mu), 40))
 
     @property
     def bound(self) -> np.ndarray:
@@ -174,21 +176,21 @@ class Pair:
         return kl_divergence(np.log(self.star), start) / (1 + self.step**2) ** np.arange(41.0)
 
     def worked(self, kl: np.ndarray) -> str:
-        """By hand, beside the measured KL(π*‖π_t)."""
+        """The example by hand, with the measured KL(π*‖π_t)."""
         fall = (1 + self.step**2 * self.curvature) ** -2
         return (
             f"Two actions, μ = {vector(self.mu)}, y¹ ahead by {self.lead:.3f}, τ = η = "
             f"{self.step:g}: equilibrium {vector(self.star)}. With x = log π(y¹)/π(y²) a step "
             "solves x + ητ(φ(π(y¹)/μ₁) − φ(π(y²)/μ₂)) = x_t + η·lead, φ = f′. Near the "
             "equilibrium it divides x − x* by 1 + ητc, c = qφ′(p/μ₁) + pφ′(q/μ₂) = "
-            f"{self.curvature:.3f}, and KL by its square: a step leaves {fall:.4f} of it "
+            f"{self.curvature:.3f}, and KL by its square: a step multiplies it by {fall:.4f} "
             f"(measured {kl[-1] / kl[-2]:.4f}), where 1/(1 + ητ) = {1 / (1 + self.step**2):.4f}."
         )
 
 
 @dataclass(frozen=True)
 class Cycle:
-    """Rock–paper–scissors and a decoy that loses to all three but holds 0.97 of μ."""
+    """Rock–paper–scissors and a fourth action that loses to all three but has 0.97 of μ."""
 
     regularizer: Divergence
     step: float = 0.1  # τ = η
@@ -213,7 +215,7 @@ class Cycle:
 
     @property
     def start(self) -> Array:
-        """Off π* within the cycle."""
+        """π* perturbed within the cycle."""
         return normalise(self.star + np.array([0.1, -0.1, 0.0, 0.0]))
 
     @property
@@ -222,20 +224,22 @@ class Cycle:
         return float(self.regularizer.slope_derivative(self.star - self.mu)[0])
 
     @property
-    def turn(self) -> float:
-        """ω: deviations on the cycle turn by ηω a step."""
+    def rotation(self) -> float:
+        """ω: a step rotates deviations on the cycle by ηω."""
         return float(np.exp(self.star[0]) * np.sqrt(3) / 2)
 
     @property
     def excess(self) -> float:
         """As for `Pair`."""
-        left = (1 + (self.step * self.turn) ** 2) / (1 + self.step**2 * self.curvature) ** 2
+        left = (1 + (self.step * self.rotation) ** 2) / (1 + self.step**2 * self.curvature) ** 2
         return left * (1 + self.step**2)
 
     def kls(self, setting: Setting) -> np.ndarray:
         """(T,): KL(π*‖π_t)."""
         rule = gmmd(setting, self.regularizer, self.step, self.step)
-        return kl_divergence(self.star, path(rule, self.game, self.start, self.mu, self.steps))
+        return kl_divergence(
+            self.star, trajectory(rule, self.game, self.start, self.mu, self.steps)
+        )
 
     @property
     def bound(self) -> np.ndarray:
@@ -244,13 +248,13 @@ class Cycle:
         return first / (1 + self.step**2) ** np.arange(self.steps + 1.0)
 
     def worked(self, kl: np.ndarray) -> str:
-        """By hand, beside the measured KL(π*‖π_t)."""
+        """The example by hand, with the measured KL(π*‖π_t)."""
         fall = self.excess / (1 + self.step**2)
         return (
             "Rock–paper–scissors and a fourth action that loses to all three (P = 0), μ = (0.01, "
             f"0.01, 0.01, 0.97), τ = η = {self.step:g}: π* plays each of the three with "
-            f"{np.exp(self.star[0]):.3f}. There deviations turn by ηω, ω = "
-            f"{np.exp(self.star[0]):.3f}·½√3, and shrink by 1 + ητφ′, φ′(π*/μ) = "
-            f"{self.curvature:.3f}: a step leaves (1 + (ηω)²)/(1 + ητφ′)² = {fall:.5f} of KL "
+            f"{np.exp(self.star[0]):.3f}. A step rotates deviations by ηω, ω = "
+            f"{np.exp(self.star[0]):.3f}·½√3, and divides them by 1 + ητφ′, φ′(π*/μ) = "
+            f"{self.curvature:.3f}: a step multiplies KL by (1 + (ηω)²)/(1 + ητφ′)² = {fall:.5f} "
             f"(measured {kl[-1] / kl[-2]:.5f}), where 1/(1 + ητ) = {1 / (1 + self.step**2):.5f}."
         )

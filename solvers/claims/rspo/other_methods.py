@@ -25,16 +25,16 @@ from ..ledger import (
     finding,
     largest,
     order,
-    path,
     random_policies,
     size,
+    trajectory,
     vector,
     within,
 )
-from .cases import KINDS, Case, cases, minimiser
-from .games import TABLE_6, unit
+from .cases import KINDS, Case, cases, minimizer
+from .regularized_game import TABLE_6, unit
 
-# §2.2 and §3.1: unregularised self-play.
+# §2.2 and §3.1: unregularized self-play.
 
 
 @claim("RSPO", "§2.2", on=("preference",))
@@ -45,7 +45,7 @@ def sppo_converges(setting: Setting) -> Finding:
     games = setting.games(rng, 50, 3)
     ref = setting.references(rng, games)
     eta, steps = 0.1, 4000
-    points = path(setting.rule("mwu", eta=eta), games, ref, ref, steps)
+    points = trajectory(setting.rule("mwu", eta=eta), games, ref, ref, steps)
     averages = (
         np.cumsum(np.exp(points), axis=0) / np.arange(1, steps + 2)[(..., *(None,) * ref.ndim)]
     )
@@ -58,7 +58,7 @@ def sppo_converges(setting: Setting) -> Finding:
     beats_all = (games.payoff + np.eye(games.n) > 0.5).all(axis=-1)
     pure = float(np.mean(beats_all.any(axis=-1)))
     rps, start = zoo.rock_paper_scissors(), np.log([0.5, 0.3, 0.2])
-    orbit = path(setting.rule("mwu", eta=eta), rps, start, start, 300)
+    orbit = trajectory(setting.rule("mwu", eta=eta), rps, start, start, 300)
     kl = kl_divergence(np.full(3, -np.log(3)), orbit)
     away = bool(np.all(np.diff(kl) > 0))
     largest_gap = gaps.reshape(steps + 1, -1).max(axis=1)
@@ -68,7 +68,7 @@ def sppo_converges(setting: Setting) -> Finding:
         evidence=f"{setting.about(games)}, η = {eta:g}: after {steps} steps the last iterate has a "
         f"gap ≤ 0.01 on {came:.0%} ({pure:.0%} have a pure equilibrium), the average a gap ≤ 0.04 "
         f"on {np.mean(average_gaps[-1] <= 0.04):.0%}; the average's bound 2(log(1/min μ)/(ηT) + "
-        f"η/8) {'holds' if held else 'is missed'}, worst ratio {worst:.2f}. On "
+        f"η/8) {'holds' if held else 'does not hold'}, largest ratio {worst:.2f}. On "
         "rock–paper–scissors from (0.5, 0.3, 0.2) KL(π*‖π_t) "
         f"{'rises at every' if away else 'falls at a'} step, from {kl[0]:.3f} to {kl[-1]:.3f} in "
         "300.",
@@ -106,7 +106,7 @@ def _one_mwu_step() -> str:
 
 @claim("RSPO", "§3.1", on=("preference",))
 def sppo_limit(setting: Setting) -> Finding:
-    """Unregularised self-play (SPPO) is RSPO without external regularization: λ → 0."""
+    """Unregularized self-play (SPPO) is RSPO without external regularization: λ → 0."""
     rng = setting.rng
     games = setting.games(rng, 50, 3)
     ref = setting.references(rng, games)
@@ -124,9 +124,9 @@ def sppo_limit(setting: Setting) -> Finding:
         gaps.append(float(duality_gap(games, star, None).max()))
     return finding(
         printed=min(orders) > 0.9 and max(gaps) < 0.02,
-        evidence=f"{len(TABLE_6)} R on {setting.about(games)}: the GMMD step comes to the MWU step "
-        f"as τ^{min(orders):.1f} or faster, and the regularised equilibrium at τ = 1e-4 has a gap "
-        f"of at most {size(max(gaps))} in the plain game.",
+        evidence=f"{len(TABLE_6)} R on {setting.about(games)}: the GMMD step approaches the MWU "
+        f"step as τ^{min(orders):.1f} or faster, and the regularized equilibrium at τ = 1e-4 has a "
+        f"gap of at most {size(max(gaps))} in the unregularized game.",
     )
 
 
@@ -141,7 +141,7 @@ def only_reverse_kl(setting: Setting) -> Finding:
     for spec in ("forward_kl", "chi2", "js", "0.1*forward_kl+0.5*reverse_kl"):
         star = equilibrium(games, parse(spec), tau, ref).logp
         rule = setting.rule("omd", eta=eta, tau=tau, regularizer=spec)
-        logp = path(rule, games, ref, ref, 3000)[-1]
+        logp = trajectory(rule, games, ref, ref, 3000)[-1]
         worst[spec] = largest(np.exp(logp) - np.exp(star))
     off = ", ".join(f"{spec} {size(value, 1e-6)}" for spec, value in worst.items())
     return finding(
@@ -183,14 +183,14 @@ def table_5(setting: Setting, each: str) -> Finding:
         own, g = step(rule(plays), plays), direction(case)
         off.append(largest(np.exp(normalise(case.current + eta * g)) - np.exp(own)))
         baseline = dot(np.exp(case.current), g)[..., None] if name == "omd" else 0.5
-        fitted = minimiser(case.current, case.current + eta * (g - baseline))
+        fitted = minimizer(case.current, case.current + eta * (g - baseline))
         errors.append(np.median(np.abs(fitted - own).max(axis=-1)))
     how = "E_πt[G] for the estimated baseline" if name == "omd" else "½"
     return finding(
         printed=max(off) <= 1e-12 and errors[-1] < errors[0] / 8,
         evidence="The mirror step π_t·exp(ηG) with the G of the table equals the method's own "
         f"step to {size(max(off))} on {case.count} random cases. With B = {how} the "
-        f"minimiser of the loss comes to it as η^{order(etas, errors):.1f} in log π.",
+        f"minimizer of the loss comes to it as η^{order(etas, errors):.1f} in log π.",
     )
 
 
@@ -207,11 +207,11 @@ def mpo_follows_mwu(setting: Setting) -> Finding:
     def magnets(every: int, eta: float) -> np.ndarray:
         rule, points = setting.rule("mmd", eta=eta, tau=tau), [start]
         for _ in range(outer if every > 1 else 200):
-            points.append(path(rule, rps, points[-1], points[-1], every)[-1])
+            points.append(trajectory(rule, rps, points[-1], points[-1], every)[-1])
         return np.stack(points)
 
     each_step = magnets(1, 0.5)
-    mwu = path(setting.rule("mwu", eta=0.5 / (1 + 0.5 * tau)), rps, start, start, 200)
+    mwu = trajectory(setting.rule("mwu", eta=0.5 / (1 + 0.5 * tau)), rps, start, start, 200)
     same = equal(each_step, mwu)
     mpo = magnets(400, 2.0)
     implicit = normalise(mpo[:-1] + np.exp(mpo[1:]) @ rps.payoff.T / tau)
@@ -226,11 +226,11 @@ def mpo_follows_mwu(setting: Setting) -> Finding:
         f"{kl_mpo[2]:.3f}, … {size(kl_mpo[-1])} in {outer} moves; MWU's rises to "
         f"{kl_mwu[-1]:.2f}. With the magnet moved at every step it "
         f"{'equals' if same else 'differs from'} MWU with step η/(1 + ητ).",
-        correction="Only where μ moves at every step. Else it is the proximal point method "
+        correction="Only if μ is moved at every step. Otherwise it is the proximal point method "
         "π_{k+1} ∝ π_k exp(P(· ≻ π_{k+1})/τ), implicit where MWU is explicit, and its last "
         "iterate converges.",
-        counterexample="Near the uniform equilibrium the wins of rock–paper–scissors turn a "
-        "deviation by a right angle and multiply it by ω = √3/6 = 0.289. A step of MWU "
+        counterexample="Near the uniform equilibrium the win rates of rock–paper–scissors rotate a "
+        "deviation by 90° and multiply it by ω = √3/6 = 0.289. A step of MWU "
         f"multiplies it by |1 + iηω| > 1, the implicit one by 1/|1 − iω/τ| < 1: at τ = {tau:g} by "
         "1/√(1 + 1/3) = 0.866.",
         chart=Chart(
@@ -263,7 +263,7 @@ def chi2_is_stronger(setting: Setting) -> Finding:
     shares = [float(np.mean(x)) for x in (nearer, capped, kept)]
     return finding(
         printed={
-            "its pull f′(π/μ) is larger where π > μ": pulls,
+            "its slope f′(π/μ) is larger where π > μ": pulls,
             "KL(π*‖μ) is smaller": shares[0] == 1,
             "the largest π*/μ is smaller": shares[1] == 1,
             "the smallest π*/μ is larger": shares[2] == 1,
@@ -273,12 +273,12 @@ def chi2_is_stronger(setting: Setting) -> Finding:
         f"KL(π*‖μ) is smaller on {shares[0]:.0%}, the largest π*/μ on {shares[1]:.0%}, the "
         f"smallest π*/μ larger on {shares[2]:.0%}; {zeros:.0%} give some response probability "
         "exactly 0 with χ² (none with reverse KL). Modulus relative to entropy: 0 against 1.",
-        correction="Not precise: it depends on what is meant. Its pull f′(u) = u − 1 exceeds log "
-        "u at every u ≠ 1: harder on what is above its share of μ, softer on what is below, "
-        "which it may drop.",
+        correction="Not precise: it depends on the measure of strength. Its slope f′(u) = u − 1 "
+        "exceeds log u at every u ≠ 1: it penalizes π > μ more and π < μ less, and can set the "
+        "latter to 0.",
         counterexample="Best responses to an advantage a over the mean, μ uniform: χ² gives π/μ = "
         "max(0, 1 + (a − ν)/τ), reverse KL e^{(a − ν)/τ}. Two actions with P(y¹≻y²) = 0.9, τ = "
-        "0.1: χ² π = (1, 0), reverse KL e^4 : 1 = (0.982, 0.018). Here χ² is the weaker of the "
-        "two. With μ = (0.01, 0.99) and τ = 0.4: χ² adds μ₁μ₂·0.4/0.4 = 0.0099 to π(y¹), to "
+        "0.1: χ² π = (1, 0), reverse KL e^4 : 1 = (0.982, 0.018). Here χ² is the "
+        "weaker one. With μ = (0.01, 0.99) and τ = 0.4: χ² adds μ₁μ₂·0.4/0.4 = 0.0099 to π(y¹), to "
         "0.0199; reverse KL multiplies the odds by e: 0.0267.",
     )

@@ -1,6 +1,6 @@
-"""RSPO, Appendix A: the derivations line by line, each against the line above it.
+"""RSPO, Appendix A: the derivation for Nash-MD, each line compared with the line above it.
 
-Which lines are equal for every θ, which only at θ = θ_t, which up to another factor, which nowhere.
+Two lines can be equal for every θ, only at θ = θ_t, up to another factor, or not at all.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..ledger import (
     equal,
     finding,
     largest,
-    score,
+    logit_gradient,
     size,
 )
 from .cases import HAND, KINDS, Case, by_hand, cases
@@ -26,40 +26,41 @@ from .cases import HAND, KINDS, Case, by_hand, cases
 Line = Callable[[Case], Array]
 
 
-def compare(
+def compare_lines(
     setting: Setting,
     above: Line,
     below: Line,
-    mended: Line | None = None,
-    mend: str = "",
+    corrected: Line | None = None,
+    correction: str = "",
     at_current: bool = False,
     worked: str = "",
 ) -> Finding:
-    """Two lines of a derivation, and the second one mended: by a formula, by θ = θ_t, or by both.
+    """Compares two lines of a derivation, then the first with the `corrected` second line.
 
-    `worked` is the arithmetic of the example, which ends on the numbers of both lines.
+    `at_current` restricts the second comparison to θ = θ_t. `worked` is the arithmetic of the
+    example by hand; the values of both lines are appended to it.
     """
     case, hand = cases(setting), by_hand()
-    other = mended or below
+    other = corrected or below
     where = case.at_current if at_current else case
     off = largest(above(case) - below(case)) / largest(above(case))
     left, right = above(hand)[0], below(hand)[0]
-    is_mended = (at_current or mended is not None) and equal(above(where), other(where))
+    is_corrected = (at_current or corrected is not None) and equal(above(where), other(where))
     place = "θ = θ_t" if at_current else "every θ"
     if off < ROUNDING:
         return finding(printed=True, evidence=f"{case.count} random cases: equal to rounding.")
-    repaired = f" As corrected they are equal at {place}." if is_mended else ""
+    repaired = f" As corrected they are equal at {place}." if is_corrected else ""
     return finding(
         printed=False,
-        mended=is_mended,
+        corrected=is_corrected,
         evidence=f"{case.count} random cases: they differ by up to {size(off)}, relative to the "
         f"first.{repaired}",
-        correction=mend,
+        correction=correction,
         counterexample=f"{HAND} {worked}First {left:.4f}, second {right:.4f}.",
     )
 
 
-# Nash-MD as RSPO with external regularisation: Eqs. 17–25. A = P(y ≻ π_t^μ) − ½ throughout.
+# Nash-MD as RSPO with external regularization: Eqs. 17–25. A = P(y ≻ π_t^μ) − ½ throughout.
 
 
 def _advantage(case: Case) -> Array:
@@ -72,7 +73,7 @@ def log_ratios(case: Case) -> tuple[Array, Array, Array]:
 
 
 def _nash_md(case: Case) -> Array:
-    """Eqs. 19 and 26, the definition (a direction of ascent)."""
+    """Eqs. 19 and 26, the definition (an ascent direction)."""
     return case.mean(_advantage(case) - case.tau * log_ratios(case)[1])
 
 
@@ -129,12 +130,12 @@ def nash_md_as_rspo(setting: Setting) -> Finding:
     exact = equal(-2 * here.eta * _nash_md(here), loss)
     return finding(
         printed=bool(np.all(misfit(case) < 1e-9)),
-        mended=exact,
-        evidence=f"{case.count} random cases: at θ ≠ θ_t the gradients differ whatever λ and "
-        f"whatever common factor (median distance {np.median(misfit(case)):.2f} of its length, "
-        "with the best of both); at θ = θ_t they are equal with λ = 2ητ and the factor −2η.",
-        correction="∇L_RSPO = −2η × Eq. 19 at θ = θ_t with λ = 2ητ. Off π_t it is another "
-        "gradient. Eq. 19 is a direction of ascent, hence the sign.",
+        corrected=exact,
+        evidence=f"{case.count} random cases: at θ ≠ θ_t the gradients differ for every λ and "
+        f"every common factor (median distance {np.median(misfit(case)):.2f} of the length, with "
+        "the best choice of both); at θ = θ_t they are equal with λ = 2ητ and the factor −2η.",
+        correction="∇L_RSPO = −2η × Eq. 19 at θ = θ_t with λ = 2ητ. For θ ≠ θ_t the gradients "
+        "differ. Eq. 19 is an ascent direction, hence the sign.",
         counterexample="At θ = θ_t the square gives −2η E[∇log π·A] and λ∇KL = λE[∇log π·log π/μ]: "
         "together −2η times Eq. 19 where λ = 2ητ. Eq. 25 as printed has 1/(2τ) for both η and λ, "
         "which is temperature λ/(2η) = ½ whatever τ.",
@@ -174,20 +175,20 @@ def line_20(setting: Setting) -> Finding:
 def lines_21_to_23(setting: Setting, each: str) -> Finding:
     """Eq. {each} = the line above it: {text}."""
     lines = {"20": _eq20, "21": _eq21, "22": _eq22, "23": _eq23}
-    return compare(setting, lines[str(int(each) - 1)], lines[each])
+    return compare_lines(setting, lines[str(int(each) - 1)], lines[each])
 
 
 @claim("RSPO", "Eq. 24", on=KINDS)
 def line_24(setting: Setting) -> Finding:
     """Eq. 23 = Eq. 24: E_πθ[∇log πθ (A − 2τ log πθ/π_t)] = 2τ² E_πθ[∇(log πθ/π_t − A/(2τ))²],
     A = P(y ≻ π_t^μ) − ½."""
-    return compare(
+    return compare_lines(
         setting,
         _eq23,
         _eq24,
         lambda case: _eq24(case, -1, 1),
-        mend="The factor is −τ, not 2τ²: ∇(log πθ/π_t − A/(2τ))² = −(1/τ)(A − 2τ log πθ/π_t)∇log "
-        "πθ. The sign matters, for +τ∇KL stands beside it.",
+        correction="The factor is −τ, not 2τ²: ∇(log πθ/π_t − A/(2τ))² = −(1/τ)(A − 2τ log "
+        "πθ/π_t)∇log πθ. The sign matters because +τ∇KL is added to it.",
         worked="∇KL = 0.24·0.4055 = 0.0973 and E_πθ[∇log πθ(A − log πθ/π_t)] = 0.24(0.4 + 0.9808) "
         "= 0.3314: 0.3314 + ½·0.0973 against −2τ·0.3314 + ½·0.0973. ",
     )
@@ -196,11 +197,11 @@ def line_24(setting: Setting) -> Finding:
 @claim("RSPO", "Eq. 25", on=KINDS)
 def line_25(setting: Setting) -> Finding:
     """Eq. 24 = Eq. 25: E_{y∼π_θ}[∇(…)²] = ∇E_{y∼π_t}[(…)²]."""
-    return compare(
+    return compare_lines(
         setting,
         _eq24,
         _eq25,
-        mend="At θ = θ_t only, where π_θ = π_t.",
+        correction="At θ = θ_t only, where π_θ = π_t.",
         at_current=True,
         worked="The squares: −2τ·0.3314 against −2τ(0.32·0.3922 + 0.12·0.9886) = −0.2442; ½∇KL = "
         "0.0487. ",
@@ -225,7 +226,7 @@ def _eq28(case: Case) -> Array:
 
 
 def _eq29(case: Case) -> Array:
-    return score(case.theta, np.exp(case.current) * _inner(case))
+    return logit_gradient(case.theta, np.exp(case.current) * _inner(case))
 
 
 def _eq30(case: Case) -> Array:
@@ -242,16 +243,16 @@ def _eq31(case: Case) -> Array:
 
 
 @claim("RSPO", "Eq. 11", on=KINDS)
-def nash_md_without_regulariser(setting: Setting) -> Finding:
+def nash_md_without_regularizer(setting: Setting) -> Finding:
     """∇L_Nash-MD(θ) = ∇L_RSPO(θ; G = P(y ≻ π_t^μ) − τ log π_t/μ, B = ½, R = 0)."""
-    return compare(
+    return compare_lines(
         setting,
         _nash_md,
         lambda case: case.fit(case.eta * _target(case)),
         lambda case: case.fit(case.eta * _target(case)) / (-2 * case.eta),
         at_current=True,
-        mend="∇L_RSPO = −2η∇L_Nash-MD, at θ = θ_t only. Of the tabular steps the two are equal for "
-        "any η (Table 5).",
+        correction="∇L_RSPO = −2η∇L_Nash-MD, at θ = θ_t only. The tabular steps are equal for any "
+        "η (Table 5).",
         worked="A − τ log πθ/μ = (0.0133, −0.1839), 0.24 times their difference; against "
         "−2(0.32·(η(A − τ log π_t/μ) − log πθ/π_t)₁ − 0.12·(…)₂), (…) = (0.2224, −0.6118). ",
     )
@@ -278,17 +279,17 @@ def lines_that_hold(setting: Setting, each: str) -> Finding:
         return summed - np.exp(case.theta) * summed.sum(axis=-1, keepdims=True)
 
     above, below = {"27": (_nash_md, pairs), "28": (pairs, _eq28), "31": (_eq30, _eq31)}[each]
-    return compare(setting, above, below)
+    return compare_lines(setting, above, below)
 
 
 @claim("RSPO", "Eq. 29", on=KINDS)
 def line_29(setting: Setting) -> Finding:
     """Eq. 28 = Eq. 29: E_{y∼π_θ} may be written E_{y∼π_t}."""
-    return compare(
+    return compare_lines(
         setting,
         _eq28,
         _eq29,
-        mend="At θ = θ_t only.",
+        correction="At θ = θ_t only.",
         at_current=True,
         worked="The bracket is (0.0133, −0.1839) both times: 0.24·0.1972 against 0.32·0.0133 + "
         "0.12·0.1839. ",
@@ -298,11 +299,12 @@ def line_29(setting: Setting) -> Finding:
 @claim("RSPO", "Eq. 30", on=KINDS)
 def line_30(setting: Setting) -> Finding:
     """Eq. 29 = Eq. 30: E_πt[∇log πθ (A′ − τ log πθ/π_t)] = ½∇E_πt[(τ log πθ/π_t − A′)²]."""
-    return compare(
+    return compare_lines(
         setting,
         _eq29,
         _eq30,
         lambda case: -_eq30(case) / case.tau,
-        mend="The factor −1/τ is missing: ½∇(τ log πθ/π_t − A′)² = −τ(A′ − τ log πθ/π_t)∇log πθ.",
+        correction="The factor −1/τ is missing: ½∇(τ log πθ/π_t − A′)² = −τ(A′ − τ log πθ/π_t)∇log "
+        "πθ.",
         worked="The second is −τ = −½ times the first. ",
     )

@@ -1,4 +1,4 @@
-"""What claims are measured at: games with policies on them, and comparisons of policies."""
+"""Games with random policies, on which the claims of several papers are tested."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ TAUS = (0.01, 0.1, 1.0, 10.0)
 
 
 @dataclass(frozen=True)
-class Stage:
-    """Games (..., n, n), log π_t, another log π, and log μ (..., n), regularised by reverse KL."""
+class Instances:
+    """Games (..., n, n) with policies log π_t, log π and log μ (..., n), and reverse KL as R."""
 
     games: SymmetricGame
     current: Array
@@ -33,7 +33,7 @@ class Stage:
 
     @classmethod
     def of(cls, setting: Setting, count: int = 200, n: int = 4, spread: float = 1.5) -> Self:
-        """Random games, references and policies, or the given game and random policies."""
+        """Random games, references and policies; or the given game with random policies."""
         rng = setting.rng
         games = setting.games(rng, count, n)
         ref = setting.references(rng, games)
@@ -50,7 +50,7 @@ class Stage:
         return equilibrium(self.games, reverse_kl, self.tau, self.ref).logp
 
     def wins(self, opponent: Array | None = None) -> Array:
-        """(..., n): P(y ≻ π_t), or against another policy."""
+        """(..., n): P(y ≻ opponent); the opponent is π_t unless given."""
         return against(self.games.payoff, np.exp(self.current if opponent is None else opponent))
 
     def value(self, first: Array, second: Array) -> Array:
@@ -69,19 +69,19 @@ def differences(x: Array) -> Array:
 
 
 def variance(logp: Array, values: Array) -> Array:
-    """(..., n), (..., n) -> (...,)."""
+    """(..., n), (..., n) -> (...,): the variance of `values` under π."""
     p = np.exp(logp)
     return dot(p, (values - dot(p, values)[..., None]) ** 2)
 
 
 def apart(first: Array, second: Array | float) -> float:
-    """The largest difference, in units of the largest number among the two, or of 1."""
+    """The largest difference, relative to the largest absolute value if that exceeds 1."""
     return largest(np.asarray(first) - second) / max(1.0, largest(first, second))
 
 
 def dependence(difference: Array, terms: Array) -> float:
-    """(P, ...), (P, ...) -> how much a difference varies with the policy, its first axis.
+    """(P, ...), (P, ...) -> the largest variation of `difference` over policies (the first axis).
 
-    In units of the largest of the `terms` that it is the difference of, or of 1.
+    Relative to the largest absolute value of `terms` if that exceeds 1.
     """
     return largest(difference - difference[:1]) / max(1.0, largest(terms))

@@ -1,4 +1,4 @@
-"""RSPO, Appendices A.2 and A.4: the lines of OMD and of GMMD (see `lines`)."""
+"""RSPO, Appendices A.2 and A.4: the derivations for OMD and GMMD (see `derivation_nash_md`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..ledger import (
     size,
 )
 from .cases import HAND, KINDS, Case, by_hand, cases
-from .lines import compare, log_ratios
+from .derivation_nash_md import compare_lines, log_ratios
 
 # OMD: Eqs. 32–36.
 
@@ -60,13 +60,13 @@ def _eq36(case: Case) -> Array:
 def line_33(setting: Setting) -> Finding:
     """Eq. 32 = Eq. 33: −∇ηE_πθ[P(y≻π_t) − τ log π_t/μ] + ∇KL(π_θ‖π_t)
     = −∇ηE_πθ[P(y≻π_t) − τ log π_t/μ − log π_θ/π_t]."""
-    return compare(
+    return compare_lines(
         setting,
         _eq32,
         _eq33,
         lambda case: _eq33(case, 1 / case.eta),
-        mend="(1/η) log π_θ/π_t in the brackets: η stands in front of all of them. (∇ is missing "
-        "before the KL of Eq. 32; read as above.)",
+        correction="(1/η) log π_θ/π_t in the brackets, since η multiplies all of them. (∇ is "
+        "missing before the KL of Eq. 32; read as above.)",
         worked="G = P(y≻π_t) − τ log π_t/μ = (0.3450, 0.6381). −½·0.24·(−0.2931) + 0.24·(−0.9808) "
         "against −½·0.24·(−0.2931 + 0.9808). ",
     )
@@ -81,19 +81,19 @@ def line_33(setting: Setting) -> Finding:
 def lines_34_35(setting: Setting, each: str) -> Finding:
     """Eq. {each} = the line above it: {text}."""
     above, below = {"34": (_eq33, _eq34), "35": (_eq34, _eq35)}[each]
-    return compare(setting, above, below)
+    return compare_lines(setting, above, below)
 
 
 @claim("RSPO", "Eq. 36", on=KINDS)
 def line_36(setting: Setting) -> Finding:
     """Eq. 35 = Eq. 36: OMD's gradient is (η/2)∇E_{y∼π_t}[(log π_θ/π_t − (P(y≻π_t) −
     τ log π_t/μ))²], so that OMD is RSPO with that G and R = 0."""
-    return compare(
+    return compare_lines(
         setting,
         _eq35,
         _eq36,
-        mend="At θ = θ_t only. RSPO's square has η(G − B) where this one has G: the same gradient "
-        "at θ = θ_t, but the minimiser is OMD's step only with the η.",
+        correction="At θ = θ_t only. RSPO's square has η(G − B) where this one has G: the same "
+        "gradient at θ = θ_t, but the minimizer is OMD's step only with η.",
         at_current=True,
         worked="G − log πθ/π_t = (0.6327, −0.0550): −½·0.24·0.6877 against −½(0.32·0.6327 + "
         "0.12·0.0550). ",
@@ -139,18 +139,18 @@ def line_15(setting: Setting) -> Finding:
         values = -case.eta * g + log_ratios(case)[0] + baseline
         return case.mean(values) + case.tau * _pull(case)
 
-    return compare(setting, _gmmd_loss, eq15)
+    return compare_lines(setting, _gmmd_loss, eq15)
 
 
 @claim("RSPO", "Eq. 41", on=KINDS)
 def line_41(setting: Setting) -> Finding:
     """∇L_GMMD(θ) = ½∇L_RSPO(θ): the losses are equivalent up to a constant factor."""
-    return compare(
+    return compare_lines(
         setting,
         _gmmd_loss,
         lambda case: _rspo_loss(case) / 2,
         at_current=True,
-        mend="At θ = θ_t only, and there with λ = 2τ, τ as in Eq. 13: in terms of the game's "
+        correction="At θ = θ_t only, and there with λ = 2τ, τ as in Eq. 13: in terms of the game's "
         "temperature (Eq. 38: ητR) λ = 2ητ. At other θ samples need the weights π_θ/π_t.",
         worked="∇χ² = 0.24·0.4 = 0.096, G = P(y≻π_t): −½·0.24·0.4 + 0.24·(−0.9808) + ½·0.096 "
         "against −(0.32·(0.04 + 0.2877) + 0.12·(0.16 + 0.6931)) + ½·0.096. ",
@@ -160,13 +160,13 @@ def line_41(setting: Setting) -> Finding:
 @claim("RSPO", "Eq. 44", on=KINDS)
 def line_44(setting: Setting) -> Finding:
     """Eq. 43 = Eq. 44: −η(P(y≻π_t) − ½) may be written −ηP(y≻π_t) + B."""
-    return compare(
+    return compare_lines(
         setting,
         _rspo_loss,
         _eq44,
         at_current=True,
-        mend="ηB, as in Eq. 41. At θ = θ_t any constant will do, for E_πt[∇log π_t] = 0.",
-        worked="The bracket moves by ½ − η·½ = ¼, the gradient by 2·¼·(0.32 − 0.12). ",
+        correction="ηB, as in Eq. 41. At θ = θ_t any constant works, since E_πt[∇log π_t] = 0.",
+        worked="The bracket changes by ½ − η·½ = ¼, the gradient by 2·¼·(0.32 − 0.12). ",
     )
 
 
@@ -178,7 +178,7 @@ def line_45(setting: Setting) -> Finding:
     first, second = _rspo_loss(hand, hand.tau)[0], _rspo_loss(hand)[0]
     return finding(
         printed=equal(_rspo_loss(case, case.tau), _rspo_loss(case)),
-        mended=equal(_rspo_loss(case, 2 * case.tau), _rspo_loss(case)),
+        corrected=equal(_rspo_loss(case, 2 * case.tau), _rspo_loss(case)),
         evidence=f"{case.count} random cases: with λ = τ they differ by up to {size(off)}, "
         "relative to the first; with λ = 2τ they are equal.",
         correction="λ = 2τ with the τ of Eq. 13, λ = 2ητ with the temperature of the game.",
@@ -190,12 +190,12 @@ def line_45(setting: Setting) -> Finding:
 @claim("RSPO", "Eq. 46", on=KINDS)
 def line_46(setting: Setting) -> Finding:
     """∇L_RSPO(θ) = 2∇L_GMMD(θ) (Eqs. 42–46), so that RSPO inherits the convergence of GMMD."""
-    return compare(
+    return compare_lines(
         setting,
         _rspo_loss,
         lambda case: 2 * _gmmd_loss(case),
         at_current=True,
-        mend="At θ = θ_t only, with λ = 2τ. The rest point is inherited; the minimiser that "
+        correction="At θ = θ_t only, with λ = 2τ. The fixed point is inherited; the minimizer that "
         "Algorithm 1 asks for differs from GMMD's step by O(η²) in log π (Cor. 3.2).",
         worked="Twice the two numbers of Eq. 41. ",
     )

@@ -1,0 +1,105 @@
+"""How a run starts and ends: its log, and what an error becomes."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING
+
+from games.errors import InputError
+from llm.config.schema import TrainConfig
+from llm.storage.chunks import World
+from llm.storage.directory import RunDirectory
+
+if TYPE_CHECKING:
+    from llm.evaluation.report import Report
+
+logger = logging.getLogger("llm.train")
+
+
+class Interrupted(RuntimeError):
+    """A run that stopped before its end and can be continued by the same command."""
+
+
+@contextmanager
+def started(run: RunDirectory, config: TrainConfig, world: World, report: Report) -> Iterator[None]:
+    """A run that is locked, logged and shown; whatever stops it becomes one line.
+
+    Raises Interrupted, or InputError where another process holds the run.
+    """
+    from llm.storage.provenance import provenance
+
+    locked = run.started(config, provenance()) if world.is_main else nullcontext()
+    with locked, _logged(run, world), resumable(run), report.progress:
+        yield
+
+
+@contextmanager
+def resumable(run: RunDirectory) -> Iterator[None]:
+    """Turns what stops a run into Interrupted, in one line that says how to continue it."""
+    from llm.judges.preferences import JudgeError
+    from llm.sources.base import TooFewItems
+
+    try:
+        yield
+    except TooFewItems as error:
+        raise Interrupted(f"{error}; {run.path} keeps what is done") from error
+    except (InputError, JudgeError, FloatingPointError) as error:
+        raise _stopped(run, str(error)) from error
+    except KeyboardInterrupt as error:
+        raise _stopped(run, "interrupted") from error
+    except Exception as error:
+        # safetensors and torch raise errors of their own when the disk is full.
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        if full or "No space left" in str(error):
+            raise _stopped(run, "the disk is full: free some space") from error
+        raise
+
+
+def _stopped(run: RunDirectory, why: str) -> Interrupted:
+    return Interrupted(f"{why}; the same command continues the run in {run.path}")
+
+
+@contextmanager
+def _logged(run: RunDirectory, world: World) -> Iterator[None]:
+    """Writes what this package logs to run.log."""
+    if not world.is_main:
+        yield
+        return
+    handler = logging.FileHandler(run.path / "run.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    package = logging.getLogger("llm")
+    level = package.level
+    package.addHandler(handler)
+    package.setLevel(logging.INFO)
+    try:
+        yield
+    except BaseException as error:
+        logger.info("stopped: %s", error, exc_info=True)  # the console gets one line
+        raise
+    finally:
+        package.removeHandler(handler)
+        package.setLevel(level)
+        handler.close()
+
+
+def quiet_libraries() -> None:
+    """Keeps the libraries' progress bars and advice off the console; shows our own warnings."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    handler = logging.StreamHandler()
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logging.getLogger("llm").addHandler(handler)
+
+
+def fail(error: Exception, code: int) -> int:
+    """Prints the error, once for all processes; returns the exit code."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"error: {error}", file=sys.stderr)
+    return code
