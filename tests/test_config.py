@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -131,13 +132,37 @@ def test_a_bad_override_is_refused(file: Path, words: list[str], said: str) -> N
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("a: [", "not a YAML file"), ("just words", "expected lines"), ("", "expected lines")],
+    [
+        ("a: [", "not a YAML file"),
+        ("just words", "expected lines"),
+        ("", "expected lines"),
+        ("seed: " + "9" * 5000, "not a YAML file"),
+        ("[" * 5000, "not a YAML file"),
+        ("train: {arguments: &x {a: [*x]}}", "not a YAML file .an alias refers"),
+    ],
 )
 def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     with pytest.raises(InputError, match=f"{path}: {said}"):
         load_config(path)
+
+
+def test_an_alias_may_stand_twice(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text(
+        yaml.safe_dump(SMALLEST)
+        + "rule_options: &x {a: [1]}\nfit_options: *x\ntrain: {arguments: *x}"
+    )
+    assert load_config(path).train.arguments == {"a": [1]}
+
+
+def test_a_configuration_that_is_no_regular_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "p.yaml")
+    with pytest.raises(InputError, match=r"p\.yaml is not a regular file"):
+        load_config(tmp_path / "p.yaml")
+    with pytest.raises(InputError, match=r"there is no file '.*q\.yaml'$"):
+        load_config(tmp_path / "q.yaml")
 
 
 def test_an_unknown_configuration_is_answered_with_the_nearest() -> None:
@@ -259,6 +284,9 @@ def test_an_object_among_the_options_is_named() -> None:
         ({"judge": {"kind": "callable", "path": object()}}, "judge.path: expected a function"),
         ({"output_dir": print}, "output_dir: expected str, got <built-in function print>"),
         ({"eta": 10**400}, "eta: expected float or null, got 1000"),
+        ({"eta": 10**5000}, "eta: expected float or null, got a int that cannot be printed"),
+        ({"seed": 2**32}, "seed: must be at most 4294967295"),
+        ({"fit_options": {1: 2}}, "fit_options: names must be strings, got 1"),
     ],
 )
 def test_what_is_neither_a_name_nor_an_object_is_refused(values: dict, said: str) -> None:

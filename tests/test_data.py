@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -194,6 +195,164 @@ def test_nothing_heavy_is_imported() -> None:
     assert done.stdout.strip() == "set()"
 
 
+MESSAGES = [
+    {"role": "user", "content": 'it\'s "Hi"'},
+    {"role": "assistant", "content": "a\nb"},
+    {"role": "user", "content": "é"},
+    {"role": "assistant", "content": "So long"},
+]
+
+
+@pytest.mark.parametrize("name", ["p.csv", "p.jsonl"])
+@pytest.mark.parametrize("stored", [repr, json.dumps, lambda value: f" {value!r} \n"])
+def test_messages_that_were_stored_as_text_are_parsed(tmp_path: Path, name: str, stored) -> None:
+    import csv
+
+    rows = [{"m": stored(MESSAGES), "bad": stored([*MESSAGES[:3], MESSAGES[1]])}]
+    if name == "p.csv":
+        with (tmp_path / name).open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, ["m", "bad"])
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        write_jsonl(tmp_path / name, rows)
+    (prompt,) = read(tmp_path / name, "m", answer="m", rejected="bad")
+    assert list(prompt.messages) == MESSAGES[:3]
+    assert prompt.answer_texts == ("So long", "a\nb")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        # As str writes numpy arrays, of which pandas makes CSV files.
+        "[{'content': 'a', 'role': 'user'}\n {'content': 'b', 'role': 'assistant'}]",
+        "array([{'role': 'user', 'content': 'a'}], dtype=object)",
+        "[{'role': 'user', 'content': 'aaaaaaa",  # cut off by a spreadsheet
+        "[{'content': 'aaaaaaa",
+        '[{"from": "human", "value": "a"},]x',
+        "[{'role': 'user', 'content': nan}]",
+    ],
+)
+@pytest.mark.parametrize("column", ["prompt", "answer", "rejected"])
+def test_messages_as_text_that_cannot_be_parsed_are_refused(
+    tmp_path: Path, text: str, column: str
+) -> None:
+    row = {"prompt": "a", "answer": "b", "rejected": "c"} | {column: text}
+    path = write_jsonl(tmp_path / "p.jsonl", [row])
+    with pytest.raises(
+        InputError, match=rf"p\.jsonl:1: '{column}' seems to contain chat"
+    ) as caught:
+        read(path, answer="answer", rejected="rejected")
+    assert "\n" not in str(caught.value)
+
+
+def test_other_text_in_brackets_is_text(tmp_path: Path) -> None:
+    texts = ["[1, 2]", "[]", '{"value": 3}', '[{"content": 1}]', '{"content": "x" fix this', "[{'"]
+    assert [prompt.text for prompt in read(write(tmp_path / "p.jsonl", texts))] == texts
+
+
+def test_a_message_alone_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.jsonl", ["{'role': 'assistant', 'content': 'Hi'}"])
+    with pytest.raises(InputError, match="'prompt' has no user message"):
+        read(path)
+
+
+def test_long_csv_fields_are_read(tmp_path: Path) -> None:
+    import csv
+
+    text = "word " * 50_000
+    (tmp_path / "p.csv").write_text(f"prompt,answer\n{text},b\n")
+    assert read(tmp_path / "p.csv")[0].text == text
+    assert csv.field_size_limit() == 131_072  # the default
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("p.jsonl", '{"prompt": " \\n"}', ":1: the prompt in 'prompt' is empty"),
+        (
+            "p.jsonl",
+            '{"prompt": [{"role": "user", "content": ""}]}',
+            ":1: the prompt in 'prompt' is",
+        ),
+        ("p.csv", 'prompt,id\n"",1\n', ":2: the prompt in 'prompt' is empty"),
+        ("p.csv", "prompt,id,prompt\na,1,b\n", ":1: data.field=prompt: there are several"),
+        ("p.jsonl", '{"prompt": "a", "prompt": "b"}', ":1: data.field=prompt: there are several"),
+        ("p.csv", "prompt;id\na;1\n", ":1: the delimiter seems to be ';'"),
+        (
+            "p.jsonl",
+            '\n{"prompt": "a\\ud83d"}',
+            r":2: 'prompt' contains the lone surrogate '\\ud83d'",
+        ),
+        (
+            "p.jsonl",
+            '{"prompt": [{"role": "user", "content": "\\udc00"}]}',
+            ":1: 'prompt' contains the",
+        ),
+        ("p.jsonl", '{"prompt": "a", "n": ' + "9" * 5000 + "}", ":1: a number has too many digits"),
+        ("p.json", '[{"prompt": "a", "n": ' + "9" * 5000 + "}]", ": a number has too many digits"),
+        ("p.jsonl", '\n{"prompt": ' + "[" * 100_000, ":2: JSON is nested too deeply"),
+        ("p.json", "[" * 100_000, ": JSON is nested too deeply"),
+    ],
+)
+def test_rows_that_cannot_be_used_are_refused(
+    tmp_path: Path, name: str, content: str, said: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=re.escape(name) + said) as caught:
+        read(tmp_path / name)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+def test_a_repeated_key_in_another_column_is_ignored(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"id": 1, "prompt": "a", "id": 2}\n')
+    assert read(path)[0].text == "a"
+    (tmp_path / "p.csv").write_text("id,prompt,id\n1,a,2\n")
+    assert read(tmp_path / "p.csv")[0].text == "a"
+
+
+def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "p.jsonl")
+    with pytest.raises(InputError, match=r"p\.jsonl: not a regular file"):
+        read(tmp_path / "p.jsonl")
+
+
+def test_damaged_parquet_pages_are_refused(tmp_path: Path) -> None:
+    path = parquet_of(tmp_path / "p.parquet", [{"prompt": text * 99} for text in TEXTS])
+    whole = path.read_bytes()
+    refused = 0
+    for place in range(4, 200, 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+        try:
+            read(path)
+        except InputError:
+            refused += 1
+    assert refused > 5
+
+
+def test_splits_that_do_not_exist_are_refused(tmp_path: Path) -> None:
+    import datasets
+
+    table = datasets.Dataset.from_dict({"prompt": ["a", "b"]})
+    table.save_to_disk(str(tmp_path / "one"))
+    datasets.DatasetDict({"a": table, "b": table}).save_to_disk(str(tmp_path / "two"))
+    with pytest.raises(
+        InputError, match=r"data\.split=test: .*has no splits; leave out data\.split"
+    ):
+        read(tmp_path / "one", split="test")
+    assert len(read(tmp_path / "one")) == 2
+    assert len(read_examples(config(tmp_path / "two", split="a, b")).groups) == 2
+    for split, said in {
+        "a,": "data.split=: ",
+        "a,a": "contains 'a' twice",
+        "c": "no such split",
+    }.items():
+        with pytest.raises(InputError, match=re.escape(said)):
+            read_examples(config(tmp_path / "two", split=split))
+
+
 # --- answers --------------------------------------------------------------------------------------
 
 
@@ -278,6 +437,11 @@ PAIR = {"field": "prompt", "answer": "chosen", "rejected": "rejected"}
         (ONE, {"prompt": "a", "answer": said("a", "b", "c", "d")}, r"set data\.field=answer"),
         (ONE, {"prompt": "a", "answer": said("A", "b")}, "responds to another conversation"),
         (CHATS, {"messages": said("a", "b", "c")}, "one assistant turn .*it has none"),
+        (
+            {**ONE, "rejected": "prompt"},
+            {"prompt": "a", "answer": "b"},
+            "'prompt' is a string; .*set data.rejected to another column",
+        ),
         (CHATS, {"messages": said("a", "")}, "the response in 'messages' is empty"),
         (CHATS, {"messages": "a"}, "'messages' is a string; .*data.answer to another column"),
         (CHATS, {"messages": [{"role": "assistant", "content": "b"}]}, "no user message"),
@@ -344,8 +508,15 @@ def test_a_template_from_a_file(tokenizer: PreTrainedTokenizerBase, tmp_path: Pa
     assert tokenizer.decode(prompt.token_ids) == "<s>Q: why?\nA:"
     with pytest.raises(InputError, match=r"data\.chat_template=.*no such file"):
         encode(one("why?"), tokenizer, config("p", chat_template="nowhere.jinja"))
+    for template, reason in {
+        "{{ 1 / 0 }}": "ZeroDivisionError",
+        "{{ 1 + '' }}": "TypeError",
+    }.items():
+        file.write_text(template)
+        with pytest.raises(InputError, match=rf"p\.jsonl:1: .*\({reason}: .*data\.system_prompt"):
+            encode(one("why?"), tokenizer, config("p", chat_template=str(file), system_prompt="s"))
     file.write_text("{{ raise_exception('roles must alternate') }}")
-    with pytest.raises(InputError, match=r"p\.jsonl:1: .*\(roles must alternate\)"):
+    with pytest.raises(InputError, match=r"p\.jsonl:1: .*: roles must alternate\)"):
         encode(one("why?"), tokenizer, config("p", chat_template=str(file)))
 
 
@@ -678,6 +849,15 @@ def test_splits_are_the_folds(tokenizer: PreTrainedTokenizerBase, tmp_path: Path
     assert [prompt.text for prompt in prompts.held_out] == ["b3", "a3", "b2"]
     with pytest.raises(InputError, match=r"data\.folds=3: data\.split names 2"):
         load_prompts(config(tmp_path / "d", split="b,a", folds=3), tokenizer, seed=0)
+
+
+def test_more_folds_than_prompts_are_refused(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "p.jsonl", ["a", "b", "c"])
+    for folds in (3, 10**15):
+        with pytest.raises(InputError, match=f"3 prompts are too few for {folds} folds"):
+            load_prompts(config(path, folds=folds), tokenizer, seed=0, held_out=1)
 
 
 def test_iterations_take_their_fold_in_turn() -> None:

@@ -437,6 +437,10 @@ def test_a_template_that_refuses_a_prompt_is_named(checkpoints, tmp_path) -> Non
     judge = build_judge("reward_model", directory, device="cpu")
     with pytest.raises(JudgeError, match=r"chat template rejects a prompt .*no system role"):
         judge(PROMPTS, RESPONSES)
+    (directory / "chat_template.jinja").write_text("{{ 1 / 0 }}")
+    judge = build_judge("reward_model", directory, device="cpu")
+    with pytest.raises(JudgeError, match=r"chat template rejects a prompt \(ZeroDivisionError"):
+        judge(PROMPTS, RESPONSES)
 
 
 @pytest.mark.parametrize("name", MODEL_KINDS)
@@ -527,6 +531,33 @@ def test_a_function_that_raises_is_named() -> None:
 
     with pytest.raises(torch.OutOfMemoryError):
         build_judge("callable", fills)(PROMPTS, RESPONSES)
+
+
+def test_a_function_that_ends_the_program_or_is_a_coroutine_is_named() -> None:
+    def ends(prompts: list, responses: list) -> None:
+        raise SystemExit(0)
+
+    async def later(prompts: list, responses: list) -> None: ...
+
+    for function, said in ((ends, "raised SystemExit: 0"), (later, "is a coroutine")):
+        with pytest.raises(JudgeError, match=said):
+            build_judge("callable", function)(PROMPTS, RESPONSES)
+
+
+def test_a_function_does_not_change_the_gradient_mode() -> None:
+    def switches_off(prompts: list, responses: list) -> np.ndarray:
+        torch.set_grad_enabled(False)
+        return longer(prompts, responses)
+
+    build_judge("callable", switches_off)(PROMPTS, RESPONSES)
+    assert torch.is_grad_enabled()
+
+
+def test_a_function_may_return_bfloat16() -> None:
+    def halves(prompts: list, responses: list) -> torch.Tensor:
+        return torch.full((2, 4, 4), 0.5, dtype=torch.bfloat16)
+
+    assert (build_judge("callable", halves)(PROMPTS, RESPONSES) == 0.5).all()
 
 
 def test_an_embedded_judge_is_found_by_name() -> None:
@@ -626,6 +657,18 @@ def as_pickle(file: Path) -> None:
 DAMAGES = {
     "no config": ("pairrm", lambda d: (d / "config.json").unlink(), "config.json: missing", 1),
     "config cut": ("reward_deberta", lambda d: cut_in_half(d / "config.json"), "not valid JSON", 1),
+    "config of another type": (
+        "pairrm",
+        lambda d: (d / "config.json").write_text("[]"),
+        "config.json: not a JSON object",
+        1,
+    ),
+    "index of another type": (
+        "pairrm_hf",
+        lambda d: (d / "model.safetensors.index.json").write_text('{"weight_map": [1]}'),
+        "index.json: no weight_map of file names",
+        1,
+    ),
     "weights cut": (
         "pair_preference",
         lambda d: cut_in_half(d / "model.safetensors"),

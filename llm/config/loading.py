@@ -50,10 +50,10 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> TrainConfi
 def _read(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The fields of a file, merged with those of the configuration and recipe that it builds on."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = _parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a YAML file ({_first_line(error)})") from error
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected lines of the form `field: value`")
@@ -80,6 +80,10 @@ def find_config(source: str | Path, directory: Path = Path(), what: str = "confi
         return shipped
     if (directory / source).is_file():
         return directory / source
+    if (directory / source).exists():
+        raise InputError(f"{what}: {directory / source} is not a regular file")
+    if Path(source).suffix or "/" in str(source):
+        raise InputError(f"{what}: there is no file {shorten(str(source))}")
     hint = suggestion(source, shipped_configs())
     raise InputError(f"{what}: there is no {shorten(str(source))}; {hint}")
 
@@ -95,11 +99,29 @@ def split_override(word: str) -> tuple[str, Any]:
     if not equals or not key:
         raise InputError(f"{word}: expected key=value, such as seed=1 or train.batch_size=32")
     try:
-        return key, yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        return key, _parse_yaml(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(
             f"{key}: {shorten(text)} is not a YAML value ({_first_line(error)})"
         ) from error
+
+
+def _parse_yaml(text: str) -> Any:
+    """The value of a YAML text. Raises YAMLError, ValueError or RecursionError."""
+    value = yaml.safe_load(text)
+    _check_acyclic(value, set(), set())
+    return value
+
+
+def _check_acyclic(value: Any, path: set[int], checked: set[int]) -> None:
+    """Raises ValueError if a list or mapping contains itself, by an alias."""
+    if not isinstance(value, list | dict) or id(value) in checked:
+        return
+    if id(value) in path:
+        raise ValueError("an alias refers to the value that contains it")
+    for item in value if isinstance(value, list) else value.values():
+        _check_acyclic(item, path | {id(value)}, checked)
+    checked.add(id(value))
 
 
 def _override(values: dict[str, Any], word: str) -> None:

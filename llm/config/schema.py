@@ -328,7 +328,7 @@ class TrainConfig(Section):
     fresh: bool = option(
         "start a new run in the next free directory: output_dir, output_dir-2, …", False
     )
-    seed: int = option("seed of all random numbers", 42, at_least=0)
+    seed: int = option("seed of all random numbers", 42, at_least=0, at_most=2**32 - 1)
     iterations: int = option("number of iterations T", 3, at_least=1)
     samples_per_prompt: int = option("number of responses K per prompt", 5, at_least=1)
     selection: str | None = option(

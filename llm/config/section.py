@@ -241,6 +241,8 @@ def _convert(name: str, value: Any, kind: Any, meta: Mapping[str, Any]) -> Any:
         if isinstance(value, list | tuple):
             return tuple(_convert(name, item, get_args(kind)[0], meta) for item in value)
     elif isinstance(value, Mapping):
+        if odd := [key for key in value if not isinstance(key, str)]:
+            raise InputError(f"{name}: names must be strings, got {shorten(odd[0])}")
         return dict(value)
     raise InputError(f"{name}: expected {type_name(kind)}, got {shorten(value)}")
 
@@ -275,8 +277,8 @@ def shorten(value: Any) -> str:
     """A value for a one-line message, at most 80 characters."""
     try:
         text = repr(value)
-    except ValueError:  # Python does not write out integers of more than 4,300 digits
-        return "a number that is too long"
+    except (ValueError, RecursionError):  # an integer of over 4,300 digits, a recursive list
+        return f"a {type(value).__name__} that cannot be printed"
     return text if len(text) <= 80 else f"{text[:79]}…"
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +62,9 @@ def read_examples(data: DataConfig) -> Examples:
     after it. Raises InputError, with the file and line, for everything that can be checked without
     a tokenizer.
     """
-    splits = data.split.split(",")
+    splits = [name.strip() for name in data.split.split(",")]
+    if repeated := [name for name in splits if splits.count(name) > 1]:
+        raise InputError(f"data.split={data.split}: contains {repeated[0]!r} twice; leave out one")
     if len(splits) > 1 and data.folds not in (1, len(splits)):
         raise InputError(
             f"data.folds={data.folds}: data.split names {len(splits)} folds; leave out data.folds"
@@ -81,7 +86,8 @@ def _read_split(data: DataConfig, split: str) -> list[Prompt]:
     reader = READERS.get(file.suffix.lower())
     if reader is not None and not file.is_dir():
         if not file.is_file():
-            raise InputError(f"data.path={data.path}: no such file")
+            what = "not a regular file" if file.exists() else "no such file"
+            raise InputError(f"data.path={data.path}: {what}")
         if split != "train":
             raise InputError(
                 f"data.split={split}: {data.path} is a file without splits; leave out data.split"
@@ -96,32 +102,89 @@ def _read_split(data: DataConfig, split: str) -> list[Prompt]:
 
 
 def _prompt(row: RawRow, data: DataConfig, where: str) -> Prompt:
-    value = row[data.field]
+    value = _content(row, data.field, where)
     if isinstance(value, str):
-        if data.answer == data.field:
+        if data.field in (data.answer, data.rejected):
+            key = "data.answer" if data.field == data.answer else "data.rejected"
             raise InputError(
                 f"{where}: {data.field!r} is a string; only chat messages can contain both prompt "
-                "and response: set data.answer to another column"
+                f"and response: set {key} to another column"
             )
         asked: tuple[Message, ...] = ({"role": "user", "content": value},)
     else:
         asked, _ = _split_turns(value, data.field, where)
         if not asked:
             raise InputError(f"{where}: {data.field!r} has no user message")
+    if not asked[-1]["content"].strip():
+        raise InputError(f"{where}: the prompt in {data.field!r} is empty; fix or remove the row")
     answers = []
     if data.answer is not None:
-        answers.append(_answer(row[data.answer], data.answer, asked, data.field, where))
+        answers.append(_answer(row, data.answer, asked, data.field, where))
         if not answers[0].strip():
             raise InputError(
                 f"{where}: the response in {data.answer!r} is empty; fix or remove the row"
             )
     if data.rejected is not None:
-        answers.append(_answer(row[data.rejected], data.rejected, asked, data.field, where))
+        answers.append(_answer(row, data.rejected, asked, data.field, where))
     return Prompt(asked, where, answer_texts=tuple(answers))
 
 
-def _answer(value: Any, column: str, asked: tuple[Message, ...], field: str, where: str) -> str:
+def _content(row: RawRow, column: str, where: str) -> Any:
+    """A value of a row: text, or messages, which are parsed if they were stored as text.
+
+    Raises InputError for text that looks like messages but cannot be parsed, and for lone
+    surrogates, which no tokenizer accepts.
+    """
+    value = row[column]
+    if isinstance(value, str) and _MESSAGES.match(value):
+        value = _parsed_messages(value, column, where)
+    texts = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+    for text in texts:
+        _check_surrogates(text.get("content") if isinstance(text, dict) else text, column, where)
+    return value
+
+
+# The beginning of a list of messages, or of one message, stored as text by JSON, Python or numpy.
+_MESSAGES = re.compile(
+    r"""\s* (?: array\( )? \s* (\[?) \s* \{ \s* ['"] (?: role|content|from|value ) ['"] \s* :""",
+    re.VERBOSE,
+)
+_KEYS = ({"role", "content"}, {"from", "value"})
+
+
+def _parsed_messages(text: str, column: str, where: str) -> Any:
+    """The messages in a text that begins like `_MESSAGES`; the text if it is something else."""
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            value = parse(text.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+        items = value if isinstance(value, list | tuple) else [value]
+        found = any(isinstance(x, dict) and any(keys <= {*x} for keys in _KEYS) for x in items)
+        return list(items) if found else text
+    is_list = (match := _MESSAGES.match(text)) is not None and match[1]
+    if not is_list and not any(all(key in text for key in keys) for keys in _KEYS):
+        return text
+    raise InputError(
+        f"{where}: {column!r} seems to contain chat messages that were stored as text and cannot "
+        "be parsed; store them as a list in a .jsonl or .parquet file"
+    )
+
+
+def _check_surrogates(text: Any, column: str, where: str) -> None:
+    if isinstance(text, str):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"{where}: {column!r} contains the lone surrogate {text[error.start]!a}, "
+                "which is not a valid character; fix or remove the row"
+            ) from error
+
+
+def _answer(row: RawRow, column: str, asked: tuple[Message, ...], field: str, where: str) -> str:
     """A response: the string, or the assistant's turn after the user's last turn."""
+    value = _content(row, column, where)
     if isinstance(value, str):
         return value
     before, after = _split_turns(value, column, where)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ def _jsonl_rows(path: Path, columns: Columns) -> RowIterator:
             continue
         where = f"{path}:{number}"
         try:
-            row = json.loads(line)
+            row = _parse_json(line, where)
         except json.JSONDecodeError as error:
             raise InputError(
                 f"{where}: not valid JSON ({error.msg}, column {error.colno}); "
@@ -35,7 +35,7 @@ def _jsonl_rows(path: Path, columns: Columns) -> RowIterator:
 
 def _json_rows(path: Path, columns: Columns) -> RowIterator:
     try:
-        rows = json.loads(read_text(path) or "[]")
+        rows = _parse_json(read_text(path) or "[]", str(path))
     except json.JSONDecodeError as error:
         raise InputError(
             f"{path}:{error.lineno}: not valid JSON ({error.msg}); "
@@ -50,9 +50,44 @@ def _json_rows(path: Path, columns: Columns) -> RowIterator:
         yield where, _object(row, columns, where)
 
 
+class _Repeated(dict[str, Any]):
+    """A JSON object in which some keys occur more than once; it has the last value of each."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.keys_in_order = [key for key, _ in pairs]
+
+
+def _json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    plain = dict(pairs)
+    return plain if len(plain) == len(pairs) else _Repeated(pairs)
+
+
+def _parse_json(text: str, where: str) -> Any:
+    """The value of a JSON text. Raises json.JSONDecodeError, and InputError for other failures."""
+    try:
+        return json.loads(text, object_pairs_hook=_json_object)
+    except json.JSONDecodeError:
+        raise
+    except RecursionError as error:
+        raise InputError(f"{where}: JSON is nested too deeply; fix or remove the row") from error
+    except ValueError as error:  # Python limits integers to 4,300 digits
+        raise InputError(f"{where}: a number has too many digits; fix or remove the row") from error
+
+
 def _csv_rows(path: Path, columns: Columns) -> RowIterator:
+    limit = csv.field_size_limit(2**31 - 1)  # the default is 131,072 characters
+    try:
+        rows = list(_parsed_csv_rows(path, columns))
+    finally:
+        csv.field_size_limit(limit)  # a setting of the whole process
+    yield from rows
+
+
+def _parsed_csv_rows(path: Path, columns: Columns) -> RowIterator:
     reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
     if reader.fieldnames is not None:
+        _check_delimiter(reader.fieldnames, columns, path)
         _require(columns, reader.fieldnames, f"{path}:1")
     while True:
         where = f"{path}:{reader.line_num + 1}"
@@ -70,9 +105,16 @@ def _csv_rows(path: Path, columns: Columns) -> RowIterator:
         yield where, row
 
 
+def _check_delimiter(header: Sequence[str], columns: Columns, path: Path) -> None:
+    found = next((mark for mark in (";", "\t", "|") if mark in header[0]), None)
+    if len(header) == 1 and found is not None and header[0] not in columns.values():
+        raise InputError(
+            f"{path}:1: the delimiter seems to be {found!r}; save the file with commas as delimiter"
+        )
+
+
 def _parquet_rows(path: Path, columns: Columns) -> RowIterator:
     try:
-        import pyarrow
         from pyarrow import parquet
     except ImportError as error:
         raise InputError(
@@ -80,10 +122,13 @@ def _parquet_rows(path: Path, columns: Columns) -> RowIterator:
             "or .csv file"
         ) from error
     try:
-        _require(columns, parquet.read_schema(path).names, str(path))
+        names = parquet.read_schema(path).names
+        _require(columns, names, str(path))
         rows = parquet.read_table(path, columns=sorted(set(columns.values()))).to_pylist()
-    except pyarrow.ArrowException as error:
-        said = str(error).splitlines()[0]
+    except InputError:
+        raise
+    except Exception as error:  # ArrowException, OSError, and others for damaged files
+        said = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"data.path={path}: not a readable Parquet file ({said})") from error
     for number, row in enumerate(rows, start=1):
         yield f"{path}, row {number}", row
@@ -114,6 +159,8 @@ def dataset_rows(path: str, columns: Columns, split: str) -> RowIterator:
                 f"data.split={split}: {path} has no such split; {suggestion(split, map(str, data))}"
             )
         data = data[split]
+    elif split not in ("train", str(data.split)):
+        raise InputError(f"data.split={split}: {path} has no splits; leave out data.split")
     _require(columns, data.column_names, path)
     data = data.select_columns(sorted(set(columns.values())))
     for number, row in enumerate(data, start=1):
@@ -144,7 +191,7 @@ def _object(row: Any, columns: Columns, where: str) -> RawRow:
         raise InputError(
             f"{where}: must be an object with the key {prompt!r}, not {type(row).__name__}"
         )
-    _require(columns, row, where)
+    _require(columns, row.keys_in_order if isinstance(row, _Repeated) else row, where)
     return row
 
 
@@ -153,3 +200,5 @@ def _require(columns: Columns, names: Collection[str], where: str) -> None:
         if column not in names:
             hint = suggestion(column, map(str, names))
             raise InputError(f"{where}: there is no column {key}={column}; {hint}")
+        if list(names).count(column) > 1:
+            raise InputError(f"{where}: {key}={column}: there are several such columns; rename one")

@@ -74,11 +74,12 @@ def load_prompts(
             groups = truncate_answers(groups, tokenizer, stop_ids, max_answer_tokens)
     held = _hold_out(groups, held_out)
     groups = [[prompt for prompt in group if prompt.token_ids not in held] for group in groups]
-    if len(examples.groups) == 1:
+    if len(examples.groups) == 1 and data.folds <= len(groups[0]):
         groups = [groups[0][i :: data.folds] for i in range(data.folds)]
-    if not all(groups):
+    folds = max(data.folds, len(groups))
+    if not all(groups) or len(groups) < folds:
         raise InputError(
-            f"data.path={data.path}: {kept} prompts are too few for {len(groups)} folds and "
+            f"data.path={data.path}: {kept} prompts are too few for {folds} folds and "
             f"evaluation.prompts={held_out}; give more prompts, or lower one of the two"
         )
     return PromptSet(tuple(map(tuple, groups)), tuple(held.values()), total - kept)

@@ -140,8 +140,6 @@ def _renderer(tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> Callable[
     if data.chat_template == RAW:
         above = f"{data.system_prompt}\n" if data.system_prompt else ""
         return lambda prompt, answer="": above + prompt.text + answer
-    import jinja2
-
     template = template_text(data)
     if template is None and tokenizer.chat_template is None:
         raise InputError(
@@ -159,10 +157,11 @@ def _renderer(tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> Callable[
                 tokenize=False,
                 add_generation_prompt=answer is None,
             )
-        except jinja2.TemplateError as error:
+        except Exception as error:  # a template may raise anything
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise InputError(
-                f"{prompt.where}: the chat template fails ({error}); fix the prompt, "
-                "or set data.chat_template"
+                f"{prompt.where}: the chat template fails ({reason}); fix the prompt, "
+                f"or set data.chat_template{' or data.system_prompt' * bool(system)}"
             ) from error
         return str(text)
 

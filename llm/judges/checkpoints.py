@@ -63,13 +63,16 @@ def _is_hub_name(path: str | Path) -> bool:
 def read_json(file: Path) -> dict[str, Any]:
     """The content of a JSON file that a checkpoint must have. Raises InputError."""
     try:
-        return json.loads(file.read_text())
+        fields = json.loads(file.read_text())
     except FileNotFoundError as error:
         raise InputError(f"{file}: missing; give the directory of a complete checkpoint") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
-            f"{file}: not valid JSON ({error}); download the checkpoint again"
+            f"{file}: not valid JSON ({one_line(error)}); download the checkpoint again"
         ) from error
+    if not isinstance(fields, dict):
+        raise InputError(f"{file}: not a JSON object; download the checkpoint again")
+    return fields
 
 
 def count_parameters(directory: Path) -> int:
@@ -84,7 +87,10 @@ def count_parameters(directory: Path) -> int:
 def _weight_files(directory: Path) -> list[Path]:
     index = directory / "model.safetensors.index.json"
     if index.exists():
-        return [directory / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+        names = read_json(index).get("weight_map")
+        if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
+            raise InputError(f"{index}: no weight_map of file names; download the checkpoint again")
+        return [directory / name for name in sorted(set(names.values()))]
     file = directory / "model.safetensors"
     if not file.exists():
         raise InputError(
@@ -166,7 +172,7 @@ def loading(directory: Path, load: Callable[[], Any]) -> Any:
         ) from error
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """An exception as one line: its type and the first 200 characters of its message."""
     message = " ".join(str(error).split())
     return f"{type(error).__name__}: {message[:200]}" if message else type(error).__name__

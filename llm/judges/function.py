@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Self
 
@@ -46,11 +47,18 @@ class FunctionJudge:
         """B prompts, B x K responses -> (B, K, K) preferences."""
         rows = [list(row) for row in responses]
         try:
-            table = self.function(list(prompts), rows)
+            # Restores the gradient mode, in case the function changes it.
+            with torch.set_grad_enabled(torch.is_grad_enabled()):
+                table = self.function(list(prompts), rows)
         except torch.OutOfMemoryError:  # the run suggests settings for it
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise JudgeError(f"judge {self.name}: raised {one_line(error)}") from error
+        if inspect.iscoroutine(table):
+            table.close()
+            raise JudgeError(
+                f"judge {self.name}: is a coroutine; return the preferences themselves"
+            )
         return complementary(table, (len(rows), len(rows[0]), len(rows[0])), self.name)
 
     def to(self, device: str | torch.device) -> Self:

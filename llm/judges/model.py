@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
-import jinja2
 import numpy as np
 import torch
 
@@ -216,7 +215,7 @@ class ModelJudge(ABC):
         """Messages through the tokenizer's chat template."""
         try:
             return self.tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
-        except jinja2.TemplateError as error:
+        except Exception as error:  # a template may raise anything
             raise JudgeError(
                 f"judge {self.name}: its chat template rejects a prompt ({one_line(error)}); "
                 "change the roles of the messages"

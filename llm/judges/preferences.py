@@ -46,7 +46,7 @@ def complementary(values: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
         JudgeError: not numbers, wrong shape, NaN, outside [0, 1], or |P + P^T - 1| > 1e-6.
     """
     if isinstance(values, torch.Tensor):
-        values = values.detach().cpu()
+        values = values.detach().cpu().double()  # numpy has no bfloat16
     try:
         table = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
