@@ -220,6 +220,7 @@ class EvaluationConfig(Section):
         at_least=0,
     )
     samples: int = knob("responses a prompt, of π_t and of μ", 2, at_least=2)
+    metrics: tuple[str, ...] = knob("metrics of your own, [package.module:object, …]", ())
 
 
 @dataclass(frozen=True, kw_only=True)
