@@ -13,7 +13,8 @@ from llm.config.schema import TrainConfig
 from llm.data.examples import Examples, Prompt, read_examples
 from llm.data.prompts import PromptSet, load_prompts
 from llm.embedded import resolve
-from llm.evaluation.exact import Beside, aim, beside
+from llm.evaluation.exact import ExactSolution, exact_solution, target_description
+from llm.evaluation.metrics import load_metrics
 from llm.judges.build import build_judge, judge_device
 from llm.judges.model import Judge
 from llm.policy.adapters import ADAPTER_WEIGHTS
@@ -45,7 +46,7 @@ class Parts:
     source: Source
     rule: UpdateRule
     fit: Fit
-    exact: Beside | None
+    exact: ExactSolution | None
 
 
 def prepare(config: TrainConfig, world: World) -> Parts:
@@ -72,7 +73,7 @@ def prepare(config: TrainConfig, world: World) -> Parts:
     judge, judge_device = load_judge(config)
     engine = build_engine(policy, config.sample)
     every = [prompt for fold in prompts.folds for prompt in fold]
-    exact = beside(given, source.rule, policy, every, source.played)
+    exact = exact_solution(given, source.rule, policy, every, source.played)
     return Parts(policy, engine, prompts, judge, judge_device, source, source.rule, fit, exact)
 
 
@@ -91,6 +92,7 @@ def shape_of(config: TrainConfig) -> Policy:
 def checked(config: TrainConfig) -> tuple[Source, Fit, Examples]:
     """Source, fit and data, with every check that needs no model. Raises InputError."""
     rule, fit = rule_and_fit(config)
+    load_metrics(config.evaluation.metrics)
     source = source_of(config, rule)
     source.check(fit)
     source.items_per_prompt(fit)
@@ -205,7 +207,9 @@ def target_lines(source: Source, fit: Fit) -> list[str]:
     k = config.samples_per_prompt if source.cost.sampled else source.group_size
     temperatures = fit.temperatures(rule, rule.eta_at(0), k, config.diagonal)
     if not temperatures:
-        return [*lines, f"aims at {aim(rule)}"] if rule.claims != "neither" else lines
+        return (
+            [*lines, f"aims at {target_description(rule)}"] if rule.claims != "neither" else lines
+        )
     for term in temperatures:
         lam = "" if term.lam is None else f", λ = {term.lam:g} in the loss"
         stated = source.independent and config.sample.distribution == "policy"
