@@ -568,7 +568,7 @@ def test_a_judge_that_breaks_in_the_middle_loses_nothing(
 
 def test_a_judge_that_tells_nothing_apart_is_refused(tmp_path: Path) -> None:
     words = (*JUDGED, "judge.path=tests.test_train:constant", "evaluation.prompts=0")
-    with pytest.raises(Interrupted, match=r"gives 0\.5 to every one"):
+    with pytest.raises(Interrupted, match=r"returned 0\.5 for all"):
         run(tmp_path / "run", *words)
     assert not (tmp_path / "run" / "iterations" / "000" / "preferences").exists()
     assert (tmp_path / "run" / "iterations" / "000" / "responses").exists()
@@ -642,7 +642,10 @@ def cut_weights(path: Path) -> str:
         ("data.chat_template=null", "no chat template"),
         ("data.max_prompt_length=1", "data"),
         ("sample.max_new_tokens=100", "exceed the context of 16 tokens"),
-        ("judge.path=taste", "judge.path=taste: embedded judges are game, styles, length"),
+        (
+            "judge.path=taste",
+            "judge.path=taste: unknown embedded judge; choose from game, styles, length",
+        ),
         ("rule=gmdm", "did you mean 'gmmd'"),
         ("rule=nowhere:rule", "rule 'nowhere:rule' cannot be imported"),
         ("regularizer=chi3", "chi2"),
