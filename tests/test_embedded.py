@@ -44,7 +44,7 @@ forms, styles = st.integers(0, 5), st.integers(0, 2)
 
 
 @given(topics, forms, styles, st.integers(0, 1000))
-def test_every_answer_is_recognised_in_its_style_and_on_its_topic(topic, form, style, seed) -> None:
+def test_every_answer_is_recognized_in_its_style_and_on_its_topic(topic, form, style, seed) -> None:
     text = grammar.answer(topic, form, style, np.random.default_rng(seed))
     prompt = grammar.PROMPTS[form].format(topic)
     assert grammar.topic_of(prompt) == topic
@@ -134,7 +134,7 @@ def test_the_responses_of_the_game_have_all_the_mass(game_policy: Policy) -> Non
     logp = game_policy.log_probs(every, batch_size=250).double().view(2, 125)
     # Sums of 125 float32 probabilities.
     assert logsumexp(logp).abs().max() < 1e-5
-    # Far from uniform (log 125 = 4.83), or there would be nothing to regularise towards.
+    # Far from uniform (log 125 = 4.83), or there would be nothing to regularize towards.
     entropy = -(logp.exp() * logp).sum(-1)
     assert entropy.max() < 4.5
 

@@ -161,7 +161,7 @@ def test_the_rule_and_the_fit_of_a_recipe_go_together(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_unregularised_recipe_leaves_nothing_of_a_regulariser(name: str) -> None:
+def test_an_unregularized_recipe_leaves_nothing_of_a_regularizer(name: str) -> None:
     config = load_config("mistral-7b-rspo", [f"recipe={name}"])
     rule, _ = rule_and_fit(config)
     if not rule.regularized:
