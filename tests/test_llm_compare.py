@@ -567,6 +567,14 @@ def test_the_picture_has_a_curve_for_each_recipe_in_each_panel(whole: Path) -> N
     looks = [(line.get_color(), line.get_linestyle()) for line in panels[0].lines]
     assert looks == [(style.RULES["mwu"][0], "-"), (style.RULES["gmmd"][0], "-"),
                      (style.RULES["mwu"][0], "--")]  # fmt: skip
+    assert "bars" not in figure.get_suptitle()
+    record["recipes"][0]["trace"][1]["standard_errors"] = {"win_rate": 0.1}
+    figure = comparison_report.picture(record)
+    assert [len(axes.collections) for axes in figure.axes] == [0, 1, 0, 0]
+    (bar,) = figure.axes[1].collections[0].get_segments()
+    middle = record["recipes"][0]["trace"][1]["win_rate"]
+    assert bar[:, 1] == pytest.approx([middle - 0.1, middle + 0.1])
+    assert "bars: ± one standard error" in figure.get_suptitle()
     legend = key.get_legend()
     texts = [text.get_text() for text in legend.get_texts()]
     assert texts == ["sppo   [mwu × regression]", "rspo   [gmmd × regression]",

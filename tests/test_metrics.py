@@ -210,9 +210,9 @@ class Tabular:
 
 def test_the_embedded_game_is_measured_exactly() -> None:
     rng, payoff = np.random.default_rng(1), game.preference()
-    logp, mu, star = np.log(rng.dirichlet(np.ones(125), size=(3, 2)))
+    logp, mu, star, start = np.log(rng.dirichlet(np.ones(125), size=(4, 2)))
     rule = get_rule("gmmd", eta=1.0, tau=0.1, regularizer=parse("reverse_kl"))
-    known = EnumeratedGame(rule, payoff, payoff, [], 1.0, mu, mu, star)
+    known = EnumeratedGame(rule, payoff, payoff, [], 1.0, mu, start, star)
     found = measure_all(Evaluation.of_all_responses(known, Tabular(logp), t=0), METRICS)
     expected = {
         "win_rate": dot(np.exp(logp), against(payoff.payoff, np.exp(mu))),
@@ -220,8 +220,8 @@ def test_the_embedded_game_is_measured_exactly() -> None:
         "entropy": -dot(np.exp(logp), logp),
         "length": np.full(2, 3.0),
         "kl_to_equilibrium": kl_divergence(star, logp),
-        "exact_kl_to_equilibrium": kl_divergence(star, mu),
-        "kl_to_exact_iterate": kl_divergence(mu, logp),
+        "exact_kl_to_equilibrium": kl_divergence(star, start),
+        "kl_to_exact_iterate": kl_divergence(start, logp),
         "duality_gap": duality_gap(payoff, logp, None, *rule.target, mu),
     }
     for name, values in expected.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -219,15 +220,27 @@ def picture(record: Record, metrics: Sequence[Metric] = METRICS) -> Figure:
     title = f"{record['config']}: recipes on one budget"
     if KL_TO_EQUILIBRIUM in panels:
         title += "; π*: the target of each recipe's own rule"
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12)
+    barred = False
     for axes, metric in zip(cells, panels, strict=False):
         axes.set_title(metric.panel_title)
         axes.set_xlabel("tokens generated")
         for row, look in zip(recipes, looks, strict=True):
             known = [point for point in row["trace"] if _is_number(point[metric.name])]
             axes.plot([p["tokens"] for p in known], [p[metric.name] for p in known], **look)
+            bars = [
+                (p["tokens"], p[metric.name], p["standard_errors"][metric.name])
+                for p in known
+                if metric.name in (p["standard_errors"] or {})
+            ]
+            if bars:
+                tokens, values, errors = map(np.array, zip(*bars, strict=True))
+                axes.vlines(tokens, values - errors, values + errors, look["color"], lw=1)
+                barred = True
         if metric.log_scale:
             axes.set_yscale("log")
+    if barred:
+        title += "; bars: ± one standard error"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12)
     for axes in cells[len(panels) :]:
         axes.axis("off")
     handles = [
