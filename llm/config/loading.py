@@ -83,7 +83,7 @@ def find_config(source: str | Path, directory: Path = Path(), what: str = "confi
     if (directory / source).exists():
         raise InputError(f"{what}: {directory / source} is not a regular file")
     if Path(source).suffix or "/" in str(source):
-        raise InputError(f"{what}: there is no file {shorten(str(source))}")
+        raise InputError(f"{what}: there is no file {shorten(str(source), 400)}")
     hint = suggestion(source, shipped_configs())
     raise InputError(f"{what}: there is no {shorten(str(source))}; {hint}")
 

@@ -273,13 +273,13 @@ def _check(name: str, value: Any, meta: Mapping[str, Any]) -> None:
             raise InputError(f"{name}: must be {words} {meta[bound]}, got {shorten(value)}")
 
 
-def shorten(value: Any) -> str:
-    """A value for a one-line message, at most 80 characters."""
+def shorten(value: Any, limit: int = 80) -> str:
+    """A value for a one-line message, at most `limit` characters."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # an integer of over 4,300 digits, a recursive list
         return f"a {type(value).__name__} that cannot be printed"
-    return text if len(text) <= 80 else f"{text[:79]}…"
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def _check_choice(name: str, value: Any, meta: Mapping[str, Any]) -> None:
