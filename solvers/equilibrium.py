@@ -12,6 +12,7 @@ import numpy as np
 from games import MatrixGame, SymmetricGame
 from games.errors import InputError
 
+from . import rational
 from .arrays import Array, normalise
 from .divergences import Divergence
 from .faces import MARGIN, finish, is_equilibrium
@@ -21,8 +22,12 @@ from .simplex import simplex
 from .skew import Bipartite, Simplices, Skew, pick
 from .solve import Status
 
-# Gap of a converged equilibrium, in units of the payoff or of its range where that is larger.
+# Gap of a converged equilibrium, in units of a preference or of the payoffs that decide a game.
 TOLERANCE = 1e-12
+# Payoffs of more than WIDE of these units are solved again in exact arithmetic.
+WIDE = 1e6
+# Bound on the rounding error of a mean payoff, relative to that of its absolute values.
+ROUNDING = 64 * float(np.finfo(float).eps)
 # Games of up to LARGEST actions are solved CHUNK entries of payoff at a time: all that is worked on
 # then stays in the cache.
 LARGEST, CHUNK = 32, 1 << 17
@@ -42,7 +47,8 @@ class Equilibrium:
                          the analytic centre, which maximises Σ log x + Σ log y over the actions
                          that some equilibrium plays + Σ log (what is lost) over the others
     iterations           (...,) linear systems solved for each game
-    status               converged, or max_steps if a gap is above 1e-12 (payoffs of order 1)
+    status               converged, or max_steps if a gap is above 1e-12 (preferences; otherwise in
+                         units of the payoffs that decide the game)
     """
 
     logp: np.ndarray
@@ -112,20 +118,84 @@ def equilibrium(
         tau,
         references[0] if symmetric else references,
     )
-    good = np.abs(gap) <= TOLERANCE
-    if not good.all():
-        unit = game.payoff.max(axis=(-1, -2)) - game.payoff.min(axis=(-1, -2))
-        good = np.abs(gap) <= TOLERANCE * np.maximum(1.0, unit)
-    return Equilibrium(
+    solution = Equilibrium(
         logp,
         opponent_logp,
         value,
         gap,
         ~found.several.reshape(batch),
         "exact",
-        time.perf_counter() - began,
+        0.0,
         found.steps.reshape(batch),
-        Status.CONVERGED if good.all() else Status.MAX_STEPS,
+        Status.CONVERGED,
+    )
+    good = np.abs(gap) <= TOLERANCE
+    if game.kind != "preference":
+        tolerance, wide = _tolerance(game, solution, tau)
+        good = np.abs(gap) <= tolerance
+        if regularizer is None and not (good & ~wide).all():
+            solution = _in_exact_arithmetic(game, solution, ~good | wide)
+            good = np.abs(solution.duality_gap) <= _tolerance(game, solution, tau)[0]
+    elif not good.all():
+        good = np.abs(gap) <= TOLERANCE * max(1.0, tau)
+    return dataclasses.replace(
+        solution,
+        seconds=time.perf_counter() - began,
+        status=Status.CONVERGED if good.all() else Status.MAX_STEPS,
+    )
+
+
+def _tolerance(
+    game: SymmetricGame | MatrixGame, found: Equilibrium, tau: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """(...,), (...,): the gap of a converged equilibrium, and whether payoffs have a wide range.
+
+    The unit is the mean |payoff − value| where both play `found` (or τ if that is larger), not the
+    largest payoff, which may be one that nobody plays for. Where this is 0, both play one action
+    each, and the unit is the least that a deviation changes. No gap can be told from the rounding
+    of the payoffs that it is the difference of.
+    """
+    x, y = found.policy[..., None], found.opponent_policy[..., None]
+    size = np.abs(game.payoff - found.value[..., None, None])
+    rows, columns = (size @ y)[..., 0], (size.swapaxes(-1, -2) @ x)[..., 0]
+    unit = (x[..., 0] * rows).sum(axis=-1)
+    both = np.concatenate([rows, columns], axis=-1)
+    least = np.where(both > 0, both, np.inf).min(axis=-1)
+    unit = np.where(unit > 0, unit, np.where(np.isfinite(least), least, 0.0))
+    # Rounding of the payoffs of the best actions.
+    largest = np.abs(game.payoff)
+    best_row = (game.payoff @ y)[..., 0].argmax(axis=-1)[..., None]
+    best_column = (game.payoff.swapaxes(-1, -2) @ x)[..., 0].argmin(axis=-1)[..., None]
+    rounding = np.take_along_axis((largest @ y)[..., 0], best_row, axis=-1)
+    rounding += np.take_along_axis((largest.swapaxes(-1, -2) @ x)[..., 0], best_column, axis=-1)
+    tolerance = np.maximum(TOLERANCE * np.maximum(unit, tau), ROUNDING * rounding[..., 0])
+    return tolerance, size.max(axis=(-1, -2)) > WIDE * unit
+
+
+def _in_exact_arithmetic(
+    game: SymmetricGame | MatrixGame, found: Equilibrium, doubtful: np.ndarray
+) -> Equilibrium:
+    """The doubtful games solved in exact arithmetic, as far as they are small enough."""
+    m, n = game.payoff.shape[-2:]
+    if m + n > rational.LARGEST:
+        return found
+    policies = [np.array(found.policy), np.array(found.opponent_policy)]
+    value, unique = np.array(found.value, float), np.array(found.unique)
+    for place in zip(*np.nonzero(np.atleast_1d(doubtful)), strict=True):
+        where = place if game.batch_shape else ()
+        x, y, value[where], unique[where] = rational.exact_equilibrium(game.payoff[where])
+        policies[0][where], policies[1][where] = x, y
+    with np.errstate(divide="ignore"):
+        logp, opponent_logp = (np.log(policy) for policy in policies)
+    symmetric = isinstance(game, SymmetricGame)
+    gap = duality_gap(game, logp, None if symmetric else opponent_logp)
+    return dataclasses.replace(
+        found,
+        logp=logp,
+        opponent_logp=opponent_logp,
+        value=value,
+        duality_gap=gap,
+        unique=unique,
     )
 
 
