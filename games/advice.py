@@ -7,6 +7,7 @@ import numpy as np
 from games.checks import with_diagonal
 
 COUNT_FIRST = "count a list of matches first: one row and column per player"
+NO_DATA = "if a pair has no data, leave one of the two out, or give win counts and a prior"
 ROUNDING = 0.01  # largest error of a pair sum that is taken for rounding
 
 
@@ -29,7 +30,7 @@ def _advice(table: np.ndarray, kind: str) -> str:
         missing = {"preference": "1 - P", "skew": "-A", "wins": "the other counts"}[kind]
         return f"only one triangle is filled: fill in the {triangle} one ({missing}, transposed)"
     if not finite:
-        return ""
+        return NO_DATA if kind == "preference" and not np.isinf(table).any() else ""
     if kind == "preference":
         return _for_preference(table)
     if kind == "skew":

@@ -22,9 +22,9 @@ from .simplex import simplex
 from .skew import Bipartite, Simplices, Skew, pick
 from .solve import Status
 
-# Gap of a converged equilibrium, in units of a preference or of the payoffs that decide a game.
+# Largest gap of a converged equilibrium, in units of the preference, or see `_tolerance`.
 TOLERANCE = 1e-12
-# Payoffs of more than WIDE of these units are solved again in exact arithmetic.
+# A game with payoffs above WIDE times the unit of its gap is solved again in exact arithmetic.
 WIDE = 1e6
 # Bound on the rounding error of a mean payoff, relative to that of its absolute values.
 ROUNDING = 64 * float(np.finfo(float).eps)
@@ -47,8 +47,8 @@ class Equilibrium:
                          the analytic centre, which maximises Σ log x + Σ log y over the actions
                          that some equilibrium plays + Σ log (what is lost) over the others
     iterations           (...,) linear systems solved for each game
-    status               converged, or max_steps if a gap is above 1e-12 (preferences; otherwise in
-                         units of the payoffs that decide the game)
+    status               converged, or max_steps if a gap is above 1e-12 (preferences) or above
+                         1e-12 of the payoffs under both policies (other games)
     """
 
     logp: np.ndarray
@@ -148,12 +148,12 @@ def equilibrium(
 def _tolerance(
     game: SymmetricGame | MatrixGame, found: Equilibrium, tau: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(...,), (...,): the gap of a converged equilibrium, and whether payoffs have a wide range.
+    """(...,), (...,): the largest gap of a converged equilibrium; whether payoffs have a wide range.
 
-    The unit is the mean |payoff − value| where both play `found` (or τ if that is larger), not the
-    largest payoff, which may be one that nobody plays for. Where this is 0, both play one action
-    each, and the unit is the least that a deviation changes. No gap can be told from the rounding
-    of the payoffs that it is the difference of.
+    The gap is relative to the mean |payoff − value| under both policies, or to τ if that is larger:
+    the largest payoff can be one that is never played. If the mean is 0 (both players play a single
+    action), the smallest change by a deviation replaces it. The tolerance is at least the rounding
+    error of the gap.
     """
     x, y = found.policy[..., None], found.opponent_policy[..., None]
     size = np.abs(game.payoff - found.value[..., None, None])
@@ -175,7 +175,7 @@ def _tolerance(
 def _in_exact_arithmetic(
     game: SymmetricGame | MatrixGame, found: Equilibrium, doubtful: np.ndarray
 ) -> Equilibrium:
-    """The doubtful games solved in exact arithmetic, as far as they are small enough."""
+    """Solves the doubtful games again in exact arithmetic, if they are small enough."""
     m, n = game.payoff.shape[-2:]
     if m + n > rational.LARGEST:
         return found

@@ -1,9 +1,9 @@
-"""Zero-sum games in exact arithmetic: slow, but right for any range of payoffs.
+"""Equilibria of small zero-sum games in exact arithmetic, for any range of payoffs.
 
-Floating-point numbers are fractions with a power of two as denominator, so that a table of them is
-a table of integers in one unit. The simplex method then runs in integers (fraction-free pivoting,
-Edmonds 1967), finds all of the optimal face, and only the last step, the analytic center of a face
-of several equilibria, is in floating point.
+Floating-point numbers are integers times a power of two, so a table of them is a table of integers
+in a common unit. The simplex method runs in integers (fraction-free pivoting, Edmonds 1967) and
+determines the whole optimal face. If it contains several equilibria, their analytic center is
+computed in floating point.
 """
 
 from __future__ import annotations

@@ -349,7 +349,12 @@ def npy(array: np.ndarray) -> bytes:
             "preference",
             "line 1 has commas; rename the file to .csv",
         ),
-        ("a.csv", "0.5,nan\n0.8,0.5\n", "preference", "row 1, column 2 is nan"),
+        (
+            "a.csv",
+            "0.5,nan\nnan,0.5\n",
+            "preference",
+            "row 1, column 2 is nan; .*win counts and a prior",
+        ),
         ("a.csv", "b,a\na,0.5,0.2\nb,0.8,0.5\n", "preference", "in the same order"),
         ("a.csv", '"' + 200_000 * "x", "preference", "line 1 could not be parsed"),
         ("a.csv", "1,2,3\n4,5,6\n", "preference", "2 x 3; .*--as zero_sum"),

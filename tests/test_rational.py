@@ -12,7 +12,6 @@ from hypothesis.extra.numpy import arrays
 
 from games import MatrixGame, PreferenceGame, SkewGame
 from solvers import Status, parse
-from solvers import equilibrium as module
 from solvers.equilibrium import equilibrium
 from solvers.rational import LARGEST, exact_equilibrium
 
@@ -131,7 +130,7 @@ def test_a_batch_has_only_its_doubtful_games_solved_again(monkeypatch) -> None:
         solved.append(table)
         return exact_equilibrium(table)
 
-    monkeypatch.setattr(module.rational, "exact_equilibrium", counted)
+    monkeypatch.setattr("solvers.rational.exact_equilibrium", counted)
     found = equilibrium(MatrixGame(payoff))
     np.testing.assert_array_equal(solved, payoff[1:])
     np.testing.assert_allclose(found.policy, [[0.6, 0.4], [1, 1e-12]], rtol=1e-8)
