@@ -24,8 +24,9 @@ from .solve import Status
 
 # Largest gap of a converged equilibrium, in units of the preference, or see `_tolerance`.
 TOLERANCE = 1e-12
-# A game with payoffs above WIDE times the unit of its gap is solved again in exact arithmetic.
-WIDE = 1e6
+# A small game is solved in exact arithmetic if the range of its payoffs is more than WIDE times the
+# smallest of them; those below NOISE of the range are taken for rounding errors of 0.
+WIDE, NOISE = 1e6, 5e-16
 # Bound on the rounding error of a mean payoff, relative to that of its absolute values.
 ROUNDING = 64 * float(np.finfo(float).eps)
 # Games of up to LARGEST actions are solved CHUNK entries of payoff at a time: all that is worked on
@@ -98,9 +99,13 @@ def equilibrium(
         regularizer = None
     references = references_of(game, reference)
     # Without a regulariser the reference does not matter, and every path starts at uniform.
-    found = _find(game, regularizer, tau, references if regularizer else references_of(game, None))
-
     batch, (m, n) = game.batch_shape, game.payoff.shape[-2:]
+    exactly = np.zeros(batch, bool)
+    if regularizer is None and game.kind != "preference" and m + n <= rational.LARGEST:
+        exactly = _wide(game.payoff)
+    starts = references if regularizer else references_of(game, None)
+    found = _find(game, regularizer, tau, starts, ~exactly.reshape(-1))
+
     symmetric = isinstance(game, SymmetricGame)
     log_z = np.ascontiguousarray(found.log_z.T)
     logp = log_z[:, :m].reshape(*batch, m)
@@ -131,11 +136,11 @@ def equilibrium(
     )
     good = np.abs(gap) <= TOLERANCE
     if game.kind != "preference":
-        tolerance, wide = _tolerance(game, solution, tau)
-        good = np.abs(gap) <= tolerance
-        if regularizer is None and not (good & ~wide).all():
-            solution = _in_exact_arithmetic(game, solution, ~good | wide)
-            good = np.abs(solution.duality_gap) <= _tolerance(game, solution, tau)[0]
+        good = np.abs(gap) <= _tolerance(game, solution, tau)
+        exactly |= ~good & (regularizer is None)
+        if exactly.any() and m + n <= rational.LARGEST:
+            solution = _in_exact_arithmetic(game, solution, exactly)
+            good = np.abs(solution.duality_gap) <= _tolerance(game, solution, tau)
     elif not good.all():
         good = np.abs(gap) <= TOLERANCE * max(1.0, tau)
     return dataclasses.replace(
@@ -145,15 +150,22 @@ def equilibrium(
     )
 
 
-def _tolerance(
-    game: SymmetricGame | MatrixGame, found: Equilibrium, tau: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """(...,), (...,): the largest gap of a converged equilibrium; whether payoffs have a wide range.
+def _wide(payoff: np.ndarray) -> np.ndarray:
+    """(..., m, n) -> (...,): whether payoffs that matter are small beside the range of all."""
+    size = np.abs(payoff)
+    extent = payoff.max(axis=(-1, -2)) - payoff.min(axis=(-1, -2))
+    counts = size > NOISE * extent[..., None, None]
+    least = np.where(counts, size, np.inf).min(axis=(-1, -2))
+    return extent > WIDE * least
 
-    The gap is relative to the mean |payoff − value| under both policies, or to τ if that is larger:
-    the largest payoff can be one that is never played. If the mean is 0 (both players play a single
-    action), the smallest change by a deviation replaces it. The tolerance is at least the rounding
-    error of the gap.
+
+def _tolerance(game: SymmetricGame | MatrixGame, found: Equilibrium, tau: float) -> np.ndarray:
+    """(...,): the largest gap of a converged equilibrium.
+
+    It is relative to the mean |payoff − value| under both policies, or to τ if that is larger: the
+    largest payoff can be one that is never played. If the mean is 0 (both players play a single
+    action), the smallest change by a deviation replaces it. It is at least the rounding error of
+    the gap.
     """
     x, y = found.policy[..., None], found.opponent_policy[..., None]
     size = np.abs(game.payoff - found.value[..., None, None])
@@ -168,20 +180,16 @@ def _tolerance(
     best_column = (game.payoff.swapaxes(-1, -2) @ x)[..., 0].argmin(axis=-1)[..., None]
     rounding = np.take_along_axis((largest @ y)[..., 0], best_row, axis=-1)
     rounding += np.take_along_axis((largest.swapaxes(-1, -2) @ x)[..., 0], best_column, axis=-1)
-    tolerance = np.maximum(TOLERANCE * np.maximum(unit, tau), ROUNDING * rounding[..., 0])
-    return tolerance, size.max(axis=(-1, -2)) > WIDE * unit
+    return np.maximum(TOLERANCE * np.maximum(unit, tau), ROUNDING * rounding[..., 0])
 
 
 def _in_exact_arithmetic(
-    game: SymmetricGame | MatrixGame, found: Equilibrium, doubtful: np.ndarray
+    game: SymmetricGame | MatrixGame, found: Equilibrium, games: np.ndarray
 ) -> Equilibrium:
-    """Solves the doubtful games again in exact arithmetic, if they are small enough."""
-    m, n = game.payoff.shape[-2:]
-    if m + n > rational.LARGEST:
-        return found
+    """Solves some of the games again, in exact arithmetic."""
     policies = [np.array(found.policy), np.array(found.opponent_policy)]
     value, unique = np.array(found.value, float), np.array(found.unique)
-    for place in zip(*np.nonzero(np.atleast_1d(doubtful)), strict=True):
+    for place in zip(*np.nonzero(np.atleast_1d(games)), strict=True):
         where = place if game.batch_shape else ()
         x, y, value[where], unique[where] = rational.exact_equilibrium(game.payoff[where])
         policies[0][where], policies[1][where] = x, y
@@ -225,8 +233,8 @@ def references_of(
     return references[0], references[1]
 
 
-def _find(game, regularizer, tau, references) -> Result:
-    """Every game by the quickest way; by the next what that does not solve; the last one by one."""
+def _find(game, regularizer, tau, references, chosen: np.ndarray) -> Result:
+    """Solves the chosen games by the fastest method, what it leaves by the next; others keep log μ."""
     m, n = game.payoff.shape[-2:]
     payoffs = game.payoff.reshape(-1, m, n)
     symmetric = isinstance(game, SymmetricGame)
@@ -235,6 +243,8 @@ def _find(game, regularizer, tau, references) -> Result:
     small = sum(simplices.sizes) <= LARGEST
     quick = [_by_simplex if small else _by_path] if regularizer is None else [_by_newton, _by_path]
     found = Result.empty((sum(simplices.sizes), len(payoffs)))
+    found.log_z[:] = log_mu.T
+    found.solved = ~chosen
     with np.errstate(all="ignore"):
         for attempt in (*quick, _with_care):
             left = np.flatnonzero(~found.solved)

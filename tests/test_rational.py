@@ -50,6 +50,8 @@ def exact_gap(payoff: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[float, 
         ([[3, -1, 2], [-2, 4, 1], [1, 1, -1e12]], [0.6, 0.4, 3e-13], [0.5, 0.5, 0], 1),
         ([[1e12, 1e12, 1e12], [3, -1, 2], [-2, 4, 1]], [1, 0, 0], None, 1e12),
         ([[0, 1], [-1, -1e12]], [1, 0], [1, 0], 0),
+        # x = (3, 6e9)/(6e9 + 3), y = (3e9 + 2, 3e9 + 1)/(6e9 + 3)
+        ([[3e9, -3e9], [-1, 2]], [3 / (6e9 + 3), 6e9 / (6e9 + 3)], None, 3e9 / (6e9 + 3)),
         ([[1e-9, 0], [0, 1e9]], [1, 1e-18], [1, 1e-18], 1e-9),
     ],
 )
@@ -70,10 +72,12 @@ def test_a_pair_of_1e15_in_a_skew_game() -> None:
 
 
 def test_uniqueness_with_a_wide_range() -> None:
-    """Losses of 1 count beside payoffs of 1e12: only one equilibrium."""
+    """A loss of 1 excludes an equilibrium although other payoffs are 1e12."""
     found = equilibrium(MatrixGame(np.array([[0, 1], [-1, -1e12]])))
     assert found.unique
     assert found.duality_gap == 0
+    payoff = np.array([[-1, 3e11, 3e11], [2e11, 1, 0], [-2e11, -1, 1]])
+    assert equilibrium(MatrixGame(payoff)).unique
 
 
 @given(wide_tables)
