@@ -234,7 +234,7 @@ def references_of(
 
 
 def _find(game, regularizer, tau, references, chosen: np.ndarray) -> Result:
-    """Solves the chosen games by the fastest method, what it leaves by the next; others keep log μ."""
+    """The chosen games, by the fastest method that solves them; the others are left at log μ."""
     m, n = game.payoff.shape[-2:]
     payoffs = game.payoff.reshape(-1, m, n)
     symmetric = isinstance(game, SymmetricGame)
