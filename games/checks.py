@@ -42,13 +42,27 @@ def as_square(entries: ArrayLike, kind: str) -> np.ndarray:
     return table
 
 
+def with_diagonal(table: np.ndarray, value: float) -> np.ndarray:
+    """(..., n, n): the table, with `value` on the diagonal if that is all NaN."""
+    if table.ndim < 2 or table.shape[-1] != table.shape[-2]:
+        return table
+    diagonal = np.diagonal(table, axis1=-2, axis2=-1)
+    if not diagonal.size or not np.isnan(diagonal).all():
+        return table
+    return np.where(np.eye(table.shape[-1], dtype=bool), value, table)
+
+
 def as_labels(labels: Sequence[str] | None, count: int) -> Labels:
     """The labels as a tuple of strings. Raises InputError unless there are `count` of them."""
     if labels is None:
         return None
     if len(labels) != count:
         raise InputError(f"{len(labels)} labels for {count} actions; give one label per action")
-    return tuple(str(label) for label in labels)
+    texts = tuple(str(label) for label in labels)
+    for text in texts:
+        if any("\ud800" <= mark <= "\udfff" for mark in text):
+            raise InputError(f"the label {text[:20]!a} contains an unpaired surrogate; remove it")
+    return texts
 
 
 def check_entries(

@@ -8,67 +8,63 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from games.cells import Cells, sheet_of_cells
 from games.checks import Labels
 from games.errors import InputError
+from games.sheet import Sheet
+
+# Words that name a table in .json and .npz files, for instance "draws" in "num_draws".
+WORDS = {
+    "wins": {"win", "wins", "won", "victory", "victories", "beats"},
+    "ties": {"tie", "ties", "tied", "draw", "draws", "drawn", "stalemate", "stalemates"},
+    "losses": {"loss", "losses", "lost", "defeat", "defeats"},
+    "payoff": {"payoff", "payoffs"},
+}
+SHARES = {
+    "rate",
+    "rates",
+    "ratio",
+    "ratios",
+    "share",
+    "shares",
+    "prob",
+    "probability",
+    "percent",
+    "pct",
+}
+MOST_DIGITS = 320  # of a whole number; no float has more
 
 
-@dataclass(frozen=True, eq=False)
-class Sheet:
-    """Contents of a file: a table, optional labels, and optional counts of ties."""
+def read(path: Path, square: bool = False) -> Sheet:
+    """Reads a .csv, .txt, .json, .npy or .npz file. Raises InputError or OSError.
 
-    table: np.ndarray
-    row_labels: Labels = None
-    column_labels: Labels = None
-    ties: np.ndarray | None = None
-
-
-def read(path: Path) -> Sheet:
-    """Reads a .csv, .txt, .json, .npy or .npz file. Raises InputError or OSError."""
+    `square`: whether the table must be square, which settles whether an extra first row or column
+    of whole numbers is data.
+    """
+    # A pipe or device could block or never end.
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise InputError("not a regular file; save the table in a file")
     with path.open("rb") as file:
         ending = path.suffix.lower()
-        if ending not in READERS:
-            raise InputError(f"unknown file extension {ending!r}; use {', '.join(READERS)}")
-        return READERS[ending](file)
-
-
-def _read_csv(file: BinaryIO) -> Sheet:
-    text = _text(file)
-    first = next((line for line in text.splitlines() if line.strip()), "")
-    delimiter = next((mark for mark in "\t;" if mark in first), ",")
-    return _sheet_of_cells(_csv_lines(text, delimiter))
-
-
-def _csv_lines(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
-    try:
-        for row in rows:
-            cells = [cell.strip() for cell in row]
-            if any(cells):
-                yield rows.line_num, cells
-    except csv.Error as error:
-        raise InputError(f"line {rows.line_num} could not be parsed: {error}") from None
-
-
-def _read_txt(file: BinaryIO) -> Sheet:
-    return _sheet_of_cells(_txt_lines(_text(file)))
-
-
-def _txt_lines(text: str) -> Iterator[tuple[int, list[str]]]:
-    for number, line in enumerate(io.StringIO(text), 1):
-        cells = line.partition("#")[0].split()
-        if any("," in cell for cell in cells):
-            fix = "rename the file to .csv, or use decimal points"
-            raise InputError(f"line {number} has commas; {fix}")
-        if cells:
-            yield number, cells
+        if ending == ".csv":
+            return sheet_of_cells(_csv_cells(_text(file)), square)
+        if ending == ".txt":
+            return sheet_of_cells(list(_txt_cells(_text(file))), square)
+        if ending == ".json":
+            return _sheet_of_entries(_json_entries(_text(file)))
+        if ending in (".npy", ".npz"):
+            return _sheet_of_entries(_numpy_entries(file))
+    endings = ".csv, .txt, .json, .npy, .npz"
+    raise InputError(f"unknown file extension {ending!r}; use {endings}")
 
 
 def _text(file: BinaryIO) -> str:
@@ -78,96 +74,138 @@ def _text(file: BinaryIO) -> str:
         text = "\0"
     if "\0" in text:
         raise InputError("not a text file; save it as UTF-8, or a NumPy array as .npy")
-    return text
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _sheet_of_cells(lines: Iterator[tuple[int, list[str]]]) -> Sheet:
-    """Lines are (number from 1, cells). A header row or label column is recognized by containing no
-    number, or by an empty corner cell if the labels are whole numbers."""
-    start, header = next(lines, (0, []))
-    if not header:
-        raise InputError("the file is empty; it must contain rows of numbers")
-    numbered = header[0] == "" and all(name.isdecimal() for name in header[1:])
-    headed = numbered or not any(_is_number(cell) for cell in header)
-
-    rows, firsts, at = [], [], []  # numbers beyond the first cell, first cells, line numbers
-    for line, cells in lines if headed else chain([(start, header)], lines):
-        if rows and len(cells) != rows[0].size + 1:
-            raise InputError(
-                f"line {line} has {len(cells)} cells and line {at[0]} has {rows[0].size + 1}; "
-                "all rows must have the same length"
-            )
-        rows.append(np.array([_number(cell, line, j) for j, cell in enumerate(cells[1:], 2)]))
-        firsts.append(cells[0])
-        at.append(line)
-    if not rows:
-        raise InputError("no row of numbers")
-
-    labeled = rows[0].size > 0 and (numbered or not any(_is_number(cell) for cell in firsts))
-    table = np.stack(rows)
-    if not labeled:
-        numbers = [_number(cell, line, 1) for cell, line in zip(firsts, at, strict=True)]
-        table = np.column_stack([numbers, table])
-    columns = table.shape[1]
-    if headed and len(header) not in (columns, columns + labeled):
-        raise InputError(f"line {start} has {len(header)} names for {columns} columns")
-    return Sheet(
-        table,
-        row_labels=tuple(firsts) if labeled else None,
-        column_labels=tuple(header[-columns:]) if headed else None,
+def _csv_cells(text: str) -> Cells:
+    rows = csv.reader(
+        io.StringIO(text, newline=""), delimiter=_delimiter(text), skipinitialspace=True
     )
-
-
-def _is_number(cell: str) -> bool:
+    found = []
     try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
+        for row in rows:
+            cells = [cell.strip() for cell in row]
+            if any(cells):
+                found.append((rows.line_num, cells))
+    except csv.Error as error:
+        raise InputError(f"line {rows.line_num} could not be parsed: {error}") from None
+    return found
 
 
-def _number(cell: str, line: int, column: int) -> float:
+def _delimiter(text: str) -> str:
+    """Tab, semicolon or comma: the first that occurs equally often on all lines, outside quotes.
+
+    If none does, the first that occurs on the first line.
+    """
+    unquoted = re.sub(r'"(?:[^"]|"")*"', "", text)
+    lines = [line for line in unquoted.split("\n") if line.strip()]
+    for mark in "\t;,":
+        counts = {line.count(mark) for line in lines}
+        if len(counts) == 1 and counts != {0}:
+            return mark
+    return next((mark for mark in "\t;" if lines and mark in lines[0]), ",")
+
+
+def _txt_cells(text: str) -> Iterator[tuple[int, list[str]]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        cells = line.partition("#")[0].split()
+        if any("," in cell for cell in cells):
+            fix = "rename the file to .csv, or use decimal points"
+            raise InputError(f"line {number} has commas; {fix}")
+        if cells:
+            yield number, cells
+
+
+def _json_entries(text: str) -> dict[str, Any]:
     try:
-        return float(cell)
-    except ValueError:
-        found = repr(cell[:20]) if cell else "an empty cell"
-        fix = "; use decimal points" if "," in cell else ""
-        raise InputError(f"line {line}, column {column}: {found} is not a number{fix}") from None
-
-
-def _read_json(file: BinaryIO) -> Sheet:
-    text = _text(file)
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        content = json.loads(text, parse_int=_integer, object_pairs_hook=_without_duplicates)
+    except InputError:
+        raise
+    except RecursionError:
+        raise InputError("invalid JSON: nested too deeply") from None
+    except ValueError as error:
         raise InputError(f"invalid JSON: {error}") from None
-    return _sheet_of_entries(content if isinstance(content, dict) else {"payoff": content})
+    return content if isinstance(content, dict) else {"payoff": content}
 
 
-def _read_numpy(file: BinaryIO) -> Sheet:
+def _integer(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise InputError(f"a whole number of {len(digits)} digits is too large for a float")
+    return int(digits)
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise InputError(f"the key {twice[:20]!r} occurs twice; remove one of them")
+    return entries
+
+
+def _numpy_entries(file: BinaryIO) -> dict[str, Any]:
     try:
         content = np.load(file, allow_pickle=False)
-        entries = {"payoff": content} if isinstance(content, np.ndarray) else dict(content)
+        return {"payoff": content} if isinstance(content, np.ndarray) else dict(content)
     except Exception:  # numpy, zipfile and tokenize raise many types for damaged files
         fix = "pickled objects are not supported; save a numeric array with numpy.save"
         raise InputError(f"not a readable NumPy array; {fix}") from None
-    return _sheet_of_entries(entries)
 
 
 def _sheet_of_entries(entries: dict[str, Any]) -> Sheet:
-    """The table is under the key payoff or wins, or is the only entry besides ties and labels."""
-    labels = entries.get("labels")
-    tables = [key for key in entries if key != "ties" and not key.endswith("labels")]
-    named = [key for key in ("payoff", "wins") if key in tables] or tables
+    """The table is under payoff or wins, or is the only entry besides ties, losses and labels.
+
+    Capital letters and words around the key do not matter: "Draws" and "num_draws" are ties.
+    """
+    labels: dict[str, Labels] = {}
+    roles: dict[str, list[str]] = {"payoff": [], "wins": [], "ties": [], "losses": [], "": []}
+    for key, value in entries.items():
+        name = key.strip().casefold()
+        if name in ("labels", "row_labels", "column_labels"):
+            labels[name] = _labels(value)
+        elif not name.endswith("labels"):
+            roles[_role(key)].append(key)
+    for role in ("wins", "ties", "losses"):
+        if len(roles[role]) > 1:
+            first, second = roles[role][:2]
+            raise InputError(f"both {first!r} and {second!r} hold {role}; remove one of them")
+    others = [key for key in roles[""] if _is_table(entries[key])]
+    named = [*roles["payoff"], *roles["wins"]] or others or roles[""]
     if len(named) != 1:
-        found = ", ".join(map(repr, tables)) or "no table"
+        found = ", ".join(repr(key[:20]) for key in (named or roles["losses"])) or "no table"
         raise InputError(f"contains {found}; the table must be under the key payoff or wins")
-    return Sheet(
-        _table(entries[named[0]], named[0]),
-        row_labels=_labels(entries.get("row_labels", labels)),
-        column_labels=_labels(entries.get("column_labels", labels)),
-        ties=_table(entries["ties"], "ties") if "ties" in entries else None,
+    for key in [*roles["ties"], *roles["losses"]]:
+        if bool(SHARES & _words(key)) != bool(SHARES & _words(named[0])):
+            raise InputError(f"{named[0]!r} and {key!r} must both be counts, or both be shares")
+    table = _table(entries[named[0]], named[0])
+    common = labels.get("labels")
+    ties, losses = (
+        _table(entries[key], key) if key else None
+        for key in (next(iter(roles[role]), None) for role in ("ties", "losses"))
     )
+    return Sheet(
+        table,
+        row_labels=labels.get("row_labels", common),
+        column_labels=labels.get("column_labels", common),
+        ties=ties,
+        losses=losses,
+        others=tuple(key for key in others if key != named[0]),
+    )
+
+
+def _role(key: str) -> str:
+    """payoff, wins, ties or losses if a word of the key names it, otherwise the empty string."""
+    return next((role for role, known in WORDS.items() if known & _words(key)), "")
+
+
+def _words(key: str) -> set[str]:
+    return set(re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", key).casefold()))
+
+
+def _is_table(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.ndim >= 2
+    return isinstance(value, list) and any(isinstance(row, list) for row in value)
 
 
 def _table(rows: Any, name: str) -> np.ndarray:
@@ -177,13 +215,19 @@ def _table(rows: Any, name: str) -> np.ndarray:
         return rows.astype(np.float64, copy=False)
     if not isinstance(rows, list) or not rows:
         raise InputError(f"{name} must be a list of rows of numbers")
+    if any(isinstance(row, dict) for row in rows):
+        raise InputError(
+            f"{name} holds records; a list of matches is not supported here: count the wins in a "
+            "square table, one row and column per player"
+        )
     if not any(isinstance(row, list) for row in rows):
         rows = [rows]
     for i, row in enumerate(rows, 1):
         if not isinstance(row, list) or len(row) != len(rows[0]):
             raise InputError(f"row {i} of {name} must be a list of the same length as row 1")
         for j, entry in enumerate(row, 1):
-            if isinstance(entry, bool) or not isinstance(entry, int | float):
+            missing = entry is None and i == j
+            if isinstance(entry, bool) or not (missing or isinstance(entry, int | float)):
                 found = repr(str(entry)[:20])
                 raise InputError(f"row {i}, column {j} of {name}: {found} is not a number")
     try:
@@ -200,12 +244,3 @@ def _labels(labels: Any) -> Labels:
     if not isinstance(labels, list):
         raise InputError("labels must be a list")
     return tuple(str(label) for label in labels)
-
-
-READERS = {
-    ".csv": _read_csv,
-    ".txt": _read_txt,
-    ".json": _read_json,
-    ".npy": _read_numpy,
-    ".npz": _read_numpy,
-}

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from games.checks import Labels
+from games.advice import advice
+from games.checks import Labels, refuse, with_diagonal
 from games.errors import InputError
-from games.files import Sheet, read
+from games.files import read
 from games.lookup import suggestion
 from games.matrix import MatrixGame, PreferenceGame, SkewGame
+from games.sheet import Sheet
 from games.wins import from_wins
 
 KINDS = ("preference", "skew", "wins", "zero_sum")
@@ -26,13 +28,16 @@ def load(
     `kind` is "preference" (P + Pᵀ = 1), "skew" (A = -Aᵀ), "zero_sum" (the row player's payoff) or
     "wins" (win counts; `prior` is passed to `from_wins`).
 
-    - .csv: separated by commas, semicolons or tabs; an optional header row and label column.
+    - .csv: separated by commas, semicolons or tabs; an optional header row and label column, which
+      may be the default index of a data frame.
     - .txt: separated by white space, comments from # to the end of the line; labels as in .csv.
-    - .json: a list of rows, or {"payoff": rows, "labels": [...]}; "wins" and "ties" are counts,
-      "row_labels" and "column_labels" the labels of the two players of a zero-sum game.
+    - .json: a list of rows, or {"payoff": rows, "labels": [...]}; "wins", "ties" (or "draws") and
+      "losses" are counts, "row_labels" and "column_labels" the labels of the two players of a
+      zero-sum game.
     - .npy: an array, possibly with batch axes; .npz: arrays under the keys of .json, or one array.
 
-    Raises InputError with one line that names the file, the position and the fix.
+    The diagonal may be missing except in a zero-sum game. Raises InputError with one line that
+    names the file, the position and the fix.
     """
     if kind not in KINDS:
         raise InputError(f"unknown kind of game {kind!r}: {suggestion(kind, KINDS)}")
@@ -40,13 +45,11 @@ def load(
         raise InputError("prior applies only to win counts; leave it out, or read the file as wins")
     path = Path(path)
     with _errors_name(path):
-        sheet = read(path)
+        sheet = read(path, square=kind != "zero_sum")
         try:
             return _game(sheet, kind, path.name, prior)
         except InputError as error:
-            other = _kind_that_fits(sheet, kind)
-            hint = f"; the file fits --as {other}" if other else ""
-            raise InputError(f"{error}{hint}") from None
+            raise InputError(f"{error}{advice(sheet.table, kind)}") from None
 
 
 def load_reference(path: str | Path, n: int) -> np.ndarray:
@@ -74,13 +77,32 @@ def load_reference(path: str | Path, n: int) -> np.ndarray:
 
 
 def _game(sheet: Sheet, kind: str, name: str, prior: float | None):
+    if kind == "wins":
+        return _from_counts(sheet, name, prior)
+    for what, counts in (("ties", sheet.ties), ("losses", sheet.losses)):
+        if counts is not None:
+            raise InputError(f"it has a table of {what}; read it as win counts: --as wins")
     if kind == "zero_sum":
         return MatrixGame(sheet.table, sheet.row_labels, sheet.column_labels, name)
-    labels = _common_labels(sheet)
-    if kind == "wins":
-        return from_wins(sheet.table, sheet.ties, prior, labels, name)
     game = PreferenceGame if kind == "preference" else SkewGame
-    return game(sheet.table, labels, name)
+    return game(with_diagonal(sheet.table, game.value), _common_labels(sheet), name)
+
+
+def _from_counts(sheet: Sheet, name: str, prior: float | None) -> PreferenceGame:
+    if sheet.others:
+        raise InputError(
+            f"the table {sheet.others[0][:20]!r} is not known; name it ties or losses, or remove it"
+        )
+    wins = with_diagonal(sheet.table, 0.0)
+    ties = None if sheet.ties is None else with_diagonal(sheet.ties, 0.0)
+    labels = _common_labels(sheet)
+    if sheet.losses is not None:
+        losses = with_diagonal(sheet.losses, 0.0)
+        if losses.shape != wins.shape:
+            raise InputError(f"wins have shape {wins.shape} but losses {losses.shape}")
+        rule = "losses must be the transpose of wins"
+        refuse(losses != wins.swapaxes(-1, -2), labels, rule)
+    return from_wins(wins, ties, prior, labels, name)
 
 
 def _common_labels(sheet: Sheet) -> Labels:
@@ -90,19 +112,6 @@ def _common_labels(sheet: Sheet) -> Labels:
             "rows and columns have different labels; they must be the same, in the same order"
         )
     return rows or columns
-
-
-def _kind_that_fits(sheet: Sheet, refused: str) -> str | None:
-    """Another kind that accepts the table. Every table is a valid zero_sum game, so that is not
-    suggested for win counts."""
-    whole = np.array_equal(sheet.table, np.round(sheet.table))
-    for kind in KINDS:
-        unlikely = (kind == "wins" and not whole) or (kind == "zero_sum" and refused == "wins")
-        if kind != refused and not unlikely:
-            with suppress(InputError):
-                _game(sheet, kind, name="", prior=1.0)
-                return kind
-    return None
 
 
 @contextmanager
@@ -118,3 +127,5 @@ def _errors_name(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+    except ValueError as error:  # a null byte or a surrogate in the name
+        raise InputError(f"{str(path)!r}: cannot be read: {error}") from None

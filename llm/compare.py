@@ -27,8 +27,10 @@ comparison.json, which --json writes as well:
               win_rate and win_rate_error (over the start), kl_to_reference, entropy, length,
               self_bleu, kl_to_equilibrium (of that game), duality_gap (without regularization),
               loss, tokens, comparisons, optimizer_steps, seconds (with evaluation), run, trace};
-              trace is a list with one entry per iterate, of {iteration, tokens,
-              comparisons, win_rate (over μ), kl_to_reference, kl_to_equilibrium, length}.
+              trace is a list with one entry per iterate, of {iteration, all metrics of
+              metrics.jsonl (win_rate there is over μ, seconds are of that iteration),
+              standard_errors ({metric: error} over the evaluation prompts, where estimated)}.
+              The last value of every other metric stands in the entry of the recipe, too.
               Unknown values are null
     skipped   a list of {recipe, reason}
     pairwise  {policies, win_rate, standard_error, exact}: win_rate[a][b] is the win rate of
@@ -98,10 +100,10 @@ def _command(arguments: argparse.Namespace) -> int:
         outputs.write_json(record, str(found.root / "comparison.json"))
         if arguments.json is not None:
             outputs.write_json(record, arguments.json)
-        plots.save(comparison_report.picture(record), picture)
+        plots.save(comparison_report.picture(record, found.metrics), picture)
         aside = arguments.json == "-"
         console = _console(sys.stderr if aside else sys.stdout)
-        comparison_report.show(record, console)
+        comparison_report.show(record, console, found.metrics)
         print(picture, file=console.file, flush=True)
     world.leave()
     return 0

@@ -39,13 +39,15 @@ def run_training(config: TrainConfig, console: Console | None = None) -> RunDire
     """
     from rich.console import Console
 
+    from llm.evaluation.metrics import load_metrics
     from llm.evaluation.report import Report, table
 
     world = World.join(dict(os.environ))
     run = world.share(find_run(config) if world.is_main else None)
-    report = Report(console or Console(), config.iterations, quiet=not world.is_main)
+    metrics = load_metrics(config.evaluation.metrics)
+    report = Report(console or Console(), config.iterations, metrics, quiet=not world.is_main)
     if run.finished:
-        for line in (f"{run.path}: finished", *table(run.metrics())):
+        for line in (f"{run.path}: finished", *table(run.metrics(), metrics)):
             report.say(line)
         return run
 

@@ -12,6 +12,7 @@ import numpy as np
 from games import MatrixGame, SymmetricGame
 from games.errors import InputError
 
+from . import rational
 from .arrays import Array, normalize
 from .divergences import Divergence
 from .faces import MARGIN, finish, is_equilibrium
@@ -21,8 +22,13 @@ from .simplex import simplex
 from .skew import Bipartite, Simplices, Skew, pick
 from .solve import Status
 
-# Gap of a converged equilibrium, in units of the payoff or of its range where that is larger.
+# Largest gap of a converged equilibrium, in units of the preference, or see `_tolerance`.
 TOLERANCE = 1e-12
+# A small game is solved in exact arithmetic if the range of its payoffs is more than WIDE times the
+# smallest of them; those below NOISE of the range are taken for rounding errors of 0.
+WIDE, NOISE = 1e6, 5e-16
+# Bound on the rounding error of a mean payoff, relative to that of its absolute values.
+ROUNDING = 64 * float(np.finfo(float).eps)
 # Games of up to LARGEST actions are solved CHUNK entries of payoff at a time: all that is worked on
 # then stays in the cache.
 LARGEST, CHUNK = 32, 1 << 17
@@ -42,7 +48,8 @@ class Equilibrium:
                          the analytic center, which maximizes Σ log x + Σ log y over the actions
                          that some equilibrium plays + Σ log (what is lost) over the others
     iterations           (...,) linear systems solved for each game
-    status               converged, or max_steps if a gap is above 1e-12 (payoffs of order 1)
+    status               converged, or max_steps if a gap is above 1e-12 (preferences) or above
+                         1e-12 of the payoffs under both policies (other games)
     """
 
     logp: np.ndarray
@@ -92,9 +99,13 @@ def equilibrium(
         regularizer = None
     references = references_of(game, reference)
     # Without a regularizer the reference does not matter, and every path starts at uniform.
-    found = _find(game, regularizer, tau, references if regularizer else references_of(game, None))
-
     batch, (m, n) = game.batch_shape, game.payoff.shape[-2:]
+    exactly = np.zeros(batch, bool)
+    if regularizer is None and game.kind != "preference" and m + n <= rational.LARGEST:
+        exactly = _wide(game.payoff)
+    starts = references if regularizer else references_of(game, None)
+    found = _find(game, regularizer, tau, starts, ~exactly.reshape(-1))
+
     symmetric = isinstance(game, SymmetricGame)
     log_z = np.ascontiguousarray(found.log_z.T)
     logp = log_z[:, :m].reshape(*batch, m)
@@ -112,20 +123,87 @@ def equilibrium(
         tau,
         references[0] if symmetric else references,
     )
-    good = np.abs(gap) <= TOLERANCE
-    if not good.all():
-        unit = game.payoff.max(axis=(-1, -2)) - game.payoff.min(axis=(-1, -2))
-        good = np.abs(gap) <= TOLERANCE * np.maximum(1.0, unit)
-    return Equilibrium(
+    solution = Equilibrium(
         logp,
         opponent_logp,
         value,
         gap,
         ~found.several.reshape(batch),
         "exact",
-        time.perf_counter() - began,
+        0.0,
         found.steps.reshape(batch),
-        Status.CONVERGED if good.all() else Status.MAX_STEPS,
+        Status.CONVERGED,
+    )
+    good = np.abs(gap) <= TOLERANCE
+    if game.kind != "preference":
+        good = np.abs(gap) <= _tolerance(game, solution, tau)
+        exactly |= ~good & (regularizer is None)
+        if exactly.any() and m + n <= rational.LARGEST:
+            solution = _in_exact_arithmetic(game, solution, exactly)
+            good = np.abs(solution.duality_gap) <= _tolerance(game, solution, tau)
+    elif not good.all():
+        good = np.abs(gap) <= TOLERANCE * max(1.0, tau)
+    return dataclasses.replace(
+        solution,
+        seconds=time.perf_counter() - began,
+        status=Status.CONVERGED if good.all() else Status.MAX_STEPS,
+    )
+
+
+def _wide(payoff: np.ndarray) -> np.ndarray:
+    """(..., m, n) -> (...,): whether payoffs that matter are small beside the range of all."""
+    size = np.abs(payoff)
+    extent = payoff.max(axis=(-1, -2)) - payoff.min(axis=(-1, -2))
+    counts = size > NOISE * extent[..., None, None]
+    least = np.where(counts, size, np.inf).min(axis=(-1, -2))
+    return extent > WIDE * least
+
+
+def _tolerance(game: SymmetricGame | MatrixGame, found: Equilibrium, tau: float) -> np.ndarray:
+    """(...,): the largest gap of a converged equilibrium.
+
+    It is relative to the mean |payoff − value| under both policies, or to τ if that is larger: the
+    largest payoff can be one that is never played. If the mean is 0 (both players play a single
+    action), the smallest change by a deviation replaces it. It is at least the rounding error of
+    the gap.
+    """
+    x, y = found.policy[..., None], found.opponent_policy[..., None]
+    size = np.abs(game.payoff - found.value[..., None, None])
+    rows, columns = (size @ y)[..., 0], (size.swapaxes(-1, -2) @ x)[..., 0]
+    unit = (x[..., 0] * rows).sum(axis=-1)
+    both = np.concatenate([rows, columns], axis=-1)
+    least = np.where(both > 0, both, np.inf).min(axis=-1)
+    unit = np.where(unit > 0, unit, np.where(np.isfinite(least), least, 0.0))
+    # Rounding of the payoffs of the best actions.
+    largest = np.abs(game.payoff)
+    best_row = (game.payoff @ y)[..., 0].argmax(axis=-1)[..., None]
+    best_column = (game.payoff.swapaxes(-1, -2) @ x)[..., 0].argmin(axis=-1)[..., None]
+    rounding = np.take_along_axis((largest @ y)[..., 0], best_row, axis=-1)
+    rounding += np.take_along_axis((largest.swapaxes(-1, -2) @ x)[..., 0], best_column, axis=-1)
+    return np.maximum(TOLERANCE * np.maximum(unit, tau), ROUNDING * rounding[..., 0])
+
+
+def _in_exact_arithmetic(
+    game: SymmetricGame | MatrixGame, found: Equilibrium, games: np.ndarray
+) -> Equilibrium:
+    """Solves some of the games again, in exact arithmetic."""
+    policies = [np.array(found.policy), np.array(found.opponent_policy)]
+    value, unique = np.array(found.value, float), np.array(found.unique)
+    for place in zip(*np.nonzero(np.atleast_1d(games)), strict=True):
+        where = place if game.batch_shape else ()
+        x, y, value[where], unique[where] = rational.exact_equilibrium(game.payoff[where])
+        policies[0][where], policies[1][where] = x, y
+    with np.errstate(divide="ignore"):
+        logp, opponent_logp = (np.log(policy) for policy in policies)
+    symmetric = isinstance(game, SymmetricGame)
+    gap = duality_gap(game, logp, None if symmetric else opponent_logp)
+    return dataclasses.replace(
+        found,
+        logp=logp,
+        opponent_logp=opponent_logp,
+        value=value,
+        duality_gap=gap,
+        unique=unique,
     )
 
 
@@ -155,8 +233,8 @@ def references_of(
     return references[0], references[1]
 
 
-def _find(game, regularizer, tau, references) -> Result:
-    """Every game by the quickest way; by the next what that does not solve; the last one by one."""
+def _find(game, regularizer, tau, references, chosen: np.ndarray) -> Result:
+    """The chosen games, by the fastest method that solves them; the others are left at log μ."""
     m, n = game.payoff.shape[-2:]
     payoffs = game.payoff.reshape(-1, m, n)
     symmetric = isinstance(game, SymmetricGame)
@@ -167,6 +245,8 @@ def _find(game, regularizer, tau, references) -> Result:
     if regularizer is not None:
         quick = [_by_newton, _by_path, _by_long_cooling]
     found = Result.empty((sum(simplices.sizes), len(payoffs)))
+    found.log_z[:] = log_mu.T
+    found.solved = ~chosen
     with np.errstate(all="ignore"):
         for attempt in (*quick, _with_care):
             left = np.flatnonzero(~found.solved)

@@ -92,6 +92,8 @@ def _center(problem: Problem, at: Iterate, support, sizes) -> tuple[np.ndarray, 
     for _ in range(100):
         w = problem.simplices.spread(nearest[count:]) - (problem.skew @ z[:, None])[:, 0]
         relative = changes / np.where(support, z, w)[:, None]
+        if not np.isfinite(relative).all():  # rounding of a wide range has put z on the boundary
+            break
         step = np.linalg.lstsq(relative, np.ones(len(z)), rcond=None)[0]
         decrement = np.linalg.norm(relative @ step)
         z = z + free @ step / (1 + decrement if decrement > 0.1 else 1)

@@ -95,7 +95,9 @@ def bradley_terry(plays: Plays, weights: Array) -> Array:
     On samples their mean is that of the batch, which `Plays.centering` corrects.
     """
     if plays.payoff is None or plays.other is not plays.own:
-        raise InputError("Bradley-Terry scores (dpo) need the preferences of a game in self-play")
+        raise InputError(
+            "Bradley-Terry scores (dpo) need preferences that a policy plays itself by"
+        )
     return plays.centering * bradley_terry_scores(plays.payoff, weights)
 
 
@@ -438,7 +440,7 @@ def _regularizer(rule: UpdateRule, given: str | Kernel | Divergence) -> Divergen
     regularizer = parse(given)
     if not accepts(rule, regularizer):
         raise InputError(
-            f"rule '{rule.name}' accepts only reverse_kl, not '{regularizer.name}': use gmmd or omd"
+            f"rule '{rule.name}' knows only reverse_kl, not '{regularizer.name}': use gmmd or omd"
         )
     return regularizer
 

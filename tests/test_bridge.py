@@ -13,7 +13,7 @@ from transformers import get_scheduler
 
 from games import zoo
 from llm.config.schema import FittingConfig, LoraConfig, ModelConfig
-from llm.policy.fitting import InOrder, Rows, batch_loss, batch_of, fit_policy
+from llm.policy.fitting import FitDataset, InOrder, batch_loss, batch_of, fit_policy
 from llm.policy.log_probs import PromptResponse, collate, sequence_log_probs
 from llm.policy.model import Policy
 from solvers import Plays, get_rule, step
@@ -87,12 +87,17 @@ def payoff() -> np.ndarray:
     return zoo.random(len(RESPONSES), np.random.default_rng(0), batch_shape=(2,)).payoff
 
 
-def model_gradient(policy: Policy, fit: Fit, rows: Rows, order: list[int] | None = None):
+def model_gradient(policy: Policy, fit: Fit, rows: FitDataset, order: list[int] | None = None):
     """Of the loss that the Trainer sees, over all rows at once."""
     every = [rows[i] for i in (order or range(len(rows)))]
     dtype = torch.promote_types(policy.model.dtype, torch.float32)
     with policy.acting():
-        loss = batch_loss(policy.model, batch_of(every, policy.pad_token_id, dtype), fit)
+        loss = batch_loss(
+            policy.model,
+            batch_of(every, policy.pad_token_id, dtype),
+            fit,
+            regularizer=rows.items.regularizer,
+        )
         return gradient(policy, loss), loss.item()
 
 
@@ -153,7 +158,7 @@ def test_the_models_gradient_is_that_of_the_tabular_step(
     logp, logp_ref = recorded(policy)
     plays = Plays.exact(payoff(), logp, logp_ref)
     update = rule(plays)
-    found, _ = model_gradient(policy, fit, Rows(COMPLETIONS, fit.items(plays, update)))
+    found, _ = model_gradient(policy, fit, FitDataset(COMPLETIONS, fit.items(plays, update)))
     pull = 0.0
     if rule.regularized:
         pull = rule.tau * rule.regularizer.gradient(logp, logp_ref)
@@ -176,7 +181,7 @@ def test_fits_of_the_step_itself_pull_along_the_step(
     rule = "gmmd" if name == "proximal" else "omd"
     update = get_rule(rule, eta=ETA, tau=TAU, regularizer="reverse_kl")(plays)
     fit = get_fit(name)
-    found, _ = model_gradient(policy, fit, Rows(COMPLETIONS, fit.items(plays, update)))
+    found, _ = model_gradient(policy, fit, FitDataset(COMPLETIONS, fit.items(plays, update)))
     moved = step(update, plays) - logp
     # Pairs of independent responses: E (Δ_i − Δ_j)² is twice the variance.
     factor = 2 if name == "proximal" else 4
@@ -210,7 +215,7 @@ def test_pairs_pull_the_model_along_the_step(checkpoint: Path, name: str, fit_na
     plays = Plays.exact(payoff(), logp, logp_ref, **known)
     rule, fit = get_rule(name, **PAIRS[name]), get_fit(fit_name)
     update = rule(plays)
-    found, _ = model_gradient(policy, fit, Rows(COMPLETIONS, fit.items(plays, update)))
+    found, _ = model_gradient(policy, fit, FitDataset(COMPLETIONS, fit.items(plays, update)))
     beta = slope = scale = 1 / update.eta
     towards = update.direction - beta * (logp - update.anchor)
     if update.regularizer is not None:
@@ -238,7 +243,7 @@ def test_logistic_pulls_the_model_from_its_own_answers_to_those_of_the_data(chec
     opponent = recorded(load(checkpoint, away=0.1))[0]
     plays = Plays.exact(None, logp, logp_ref, logp_average=opponent, logp_data=data)
     update, fit = get_rule("spin", eta=ETA)(plays), get_fit("logistic")
-    found, _ = model_gradient(policy, fit, Rows(COMPLETIONS, fit.items(plays, update)))
+    found, _ = model_gradient(policy, fit, FitDataset(COMPLETIONS, fit.items(plays, update)))
     wanted = pulled_back(policy, -0.5 / ETA * (np.exp(data) - np.exp(opponent)))
     assert wanted.abs().max() > 1e-3
     assert (found - wanted).abs().max() <= 1e-10 * max(1.0, wanted.abs().max().item())
@@ -255,7 +260,7 @@ def test_the_expectation_over_samples_is_the_exact_gradient(checkpoint: Path, na
     logp, logp_ref = (x[:1] for x in recorded(policy))
     table, n = payoff()[:1], len(RESPONSES)
     exact_plays = Plays.exact(table, logp, logp_ref)
-    exact = Rows(COMPLETIONS[:1], fit.items(exact_plays, rule(exact_plays)))
+    exact = FitDataset(COMPLETIONS[:1], fit.items(exact_plays, rule(exact_plays)))
     wanted, _ = model_gradient(policy, fit, exact)
 
     i, j = (index.ravel() for index in np.indices((n, n)))
@@ -267,7 +272,9 @@ def test_the_expectation_over_samples_is_the_exact_gradient(checkpoint: Path, na
         log_pi = policy.batch_log_probs(batch)[torch.tensor(pairs)]
         items = fit.items(plays, rule(plays))
         columns = {k: torch.tensor(v) for k, v in items.columns.items()}
-        losses = (torch.tensor(items.weight) * fit.loss(log_pi[..., None], columns)).sum(-1)
+        losses = (
+            torch.tensor(items.weight) * fit.loss(log_pi[..., None], columns, items.regularizer)
+        ).sum(-1)
         chance = torch.tensor(np.exp(logp[0][pairs].sum(-1)))
         found = gradient(policy, (chance * losses).sum())
     # Rounding of sums over 441 pairs in float64.
@@ -278,7 +285,7 @@ def test_the_expectation_over_samples_is_the_exact_gradient(checkpoint: Path, na
 
 
 @pytest.fixture(scope="module")
-def sampled_rows(checkpoint: Path) -> tuple[Policy, Fit, Rows]:
+def sampled_rows(checkpoint: Path) -> tuple[Policy, Fit, FitDataset]:
     policy = load(checkpoint)
     logp, logp_ref = recorded(policy)
     k = np.array([[0, 3, 7, 7, 20], [1, 2, 3, 4, 5]])
@@ -289,7 +296,7 @@ def sampled_rows(checkpoint: Path) -> tuple[Policy, Fit, Rows]:
     fit = get_fit("proximal")
     update = get_rule("gmmd", eta=ETA, tau=TAU, regularizer="chi2")(plays)
     drawn = [[COMPLETIONS[b][i] for i in k[b]] for b in range(2)]
-    return policy, fit, Rows(drawn, fit.items(plays, update))
+    return policy, fit, FitDataset(drawn, fit.items(plays, update))
 
 
 def test_the_loss_does_not_depend_on_order_or_micro_batches(sampled_rows) -> None:
@@ -389,7 +396,7 @@ def test_a_fit_brings_the_model_to_the_tabular_step(checkpoint: Path, tmp_path: 
     update = get_rule("gmmd", eta=1.0, tau=TAU, regularizer="reverse_kl")(plays)
     fit = get_fit("proximal")
     settings = FittingConfig(batch_size=42, micro_batch_size=42, epochs=150, learning_rate=1e-2)
-    rows = Rows(COMPLETIONS, fit.items(plays, update))
+    rows = FitDataset(COMPLETIONS, fit.items(plays, update))
     fit_policy(policy, fit, rows, settings, directory=tmp_path, seed=(0,))
     target, (reached, _) = step(update, plays), recorded(policy)
     before = dot(np.exp(target), target - logp).mean()
@@ -429,14 +436,16 @@ def test_a_rule_of_ones_own_trains_and_its_sign_flips_the_gradient(checkpoint: P
     logp, logp_ref = recorded(policy)
     plays = Plays.exact(payoff(), logp, logp_ref)
     gradients = [
-        model_gradient(policy, fit, Rows(COMPLETIONS, fit.items(plays, r(plays))))[0]
+        model_gradient(policy, fit, FitDataset(COMPLETIONS, fit.items(plays, r(plays))))[0]
         for r in (rule, flipped)
     ]
     assert gradients[0].abs().max() > 1e-3
     assert (gradients[0] + gradients[1]).abs().max() < 1e-10
     known = get_fit("regression")
     mwu = get_rule("mwu", eta=0.7)
-    other, _ = model_gradient(policy, known, Rows(COMPLETIONS, known.items(plays, mwu(plays))))
+    other, _ = model_gradient(
+        policy, known, FitDataset(COMPLETIONS, known.items(plays, mwu(plays)))
+    )
     assert (gradients[0] - other).abs().max() > 1e-3
 
 

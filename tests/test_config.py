@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given
@@ -13,8 +15,19 @@ from hypothesis import strategies as st
 from games.errors import InputError
 from llm.config.help import describe
 from llm.config.loading import differences, load_config, shipped_configs, to_yaml
-from llm.config.schema import TrainConfig
-from llm.config.section import flatten
+from llm.config.registries import ENGINES, JUDGES
+from llm.config.schema import (
+    DataConfig,
+    EvaluationConfig,
+    JudgeConfig,
+    ModelConfig,
+    SampleConfig,
+    TrainConfig,
+)
+from llm.config.section import flatten, unsavable
+from solvers.divergences import NAMES, parse
+from solvers.fits import FITS, Proximal
+from solvers.rules import ALIASES, RULES
 
 SMALLEST = {"model": {"path": "m"}, "data": {"path": "d"}, "judge": {"kind": "pairrm"}}
 
@@ -74,22 +87,22 @@ def test_a_missing_letter_is_answered_with_the_name(name: str) -> None:
         ({"batch_size": 1}, "did you mean 'train.batch_size'"),
         ({"train": {"lerning_rate": 1}}, "did you mean 'train.learning_rate'"),
         ({"fit": "regresion"}, "fit: there is no 'regresion'; did you mean 'regression'"),
-        ({"judge": {"kind": "human"}}, "judge.kind: there is no 'human'; known: pairrm"),
+        ({"judge": {"kind": "human"}}, "judge.kind: there is no 'human'; choose from pairrm"),
         ({"judge": {}}, "judge.kind: missing"),
         ({"model": {}}, "model.path: missing"),
         ({"model": "m"}, "model: expected fields"),
-        ({"seed": 1.5}, "seed: expected whole number, got 1.5"),
-        ({"seed": True}, "seed: expected whole number, got True"),
-        ({"fresh": "yes"}, "fresh: expected true/false, got 'yes'"),
-        ({"eta": float("nan")}, "eta: expected number or null"),
+        ({"seed": 1.5}, "seed: expected int, got 1.5"),
+        ({"seed": True}, "seed: expected int, got True"),
+        ({"fresh": "yes"}, "fresh: expected bool, got 'yes'"),
+        ({"eta": float("nan")}, "eta: expected float or null"),
         ({"eta": 0}, "eta: must be above 0"),
         ({"sample": {"top_p": 1.5}}, "sample.top_p: must be at most 1"),
-        ({"lora": {"target_modules": [1.5, {}]}}, "lora.target_modules: expected text or list"),
-        ({"tau": 0.1, "lam": 0.1, "regularizer": "chi2"}, "tau and lam: give one"),
+        ({"lora": {"target_modules": [1.5, {}]}}, "lora.target_modules: expected str or list"),
+        ({"tau": 0.1, "lam": 0.1, "regularizer": "chi2"}, "tau and lam: give only one"),
         ({"tau": 0.1}, "regularizer: missing"),
         (
             {"train": {"batch_size": 10, "micro_batch_size": 4}},
-            "train.batch_size: 10 is no multiple of train.micro_batch_size 4",
+            "train.batch_size: 10 is not a multiple of train.micro_batch_size=4",
         ),
     ],
 )
@@ -108,7 +121,7 @@ def test_what_is_wrong_is_refused_in_one_line_that_names_the_field(values: dict,
         (["seed.deep=1"], "there is no 'seed.deep'"),
         (["trian.batch_size=1"], "did you mean 'train.batch_size'"),
         (["model.path.deep=1"], "there is no 'model.path.deep'"),
-        (["tau=[1"], "tau: '[1' is no YAML value"),
+        (["tau=[1"], "tau: '[1' is not a YAML value"),
     ],
 )
 def test_a_bad_override_is_refused(file: Path, words: list[str], said: str) -> None:
@@ -119,13 +132,37 @@ def test_a_bad_override_is_refused(file: Path, words: list[str], said: str) -> N
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("a: [", "not a YAML file"), ("just words", "expected lines"), ("", "expected lines")],
+    [
+        ("a: [", "not a YAML file"),
+        ("just words", "expected lines"),
+        ("", "expected lines"),
+        ("seed: " + "9" * 5000, "not a YAML file"),
+        ("[" * 5000, "not a YAML file"),
+        ("train: {arguments: &x {a: [*x]}}", "not a YAML file .an alias refers"),
+    ],
 )
 def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     with pytest.raises(InputError, match=f"{path}: {said}"):
         load_config(path)
+
+
+def test_an_alias_may_stand_twice(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text(
+        yaml.safe_dump(SMALLEST)
+        + "rule_options: &x {a: [1]}\nfit_options: *x\ntrain: {arguments: *x}"
+    )
+    assert load_config(path).train.arguments == {"a": [1]}
+
+
+def test_a_configuration_that_is_no_regular_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "p.yaml")
+    with pytest.raises(InputError, match=r"p\.yaml is not a regular file"):
+        load_config(tmp_path / "p.yaml")
+    with pytest.raises(InputError, match=r"there is no file '.*q\.yaml'$"):
+        load_config(tmp_path / "q.yaml")
 
 
 def test_an_unknown_configuration_is_answered_with_the_nearest() -> None:
@@ -149,6 +186,120 @@ def test_yaml_gives_back_what_it_was_given(rate, seed, regularizer, modules) -> 
     assert TrainConfig.from_dict(yaml.safe_load(to_yaml(config))) == config
 
 
+# --- objects --------------------------------------------------------------------------------------
+
+
+def metric_of_this_module(*given) -> None:
+    """An object with an import path."""
+
+
+class FitOfThisModule(Proximal):
+    """A class with an import path."""
+
+
+def with_objects(rule: object, judge: object, metrics: tuple, **values) -> TrainConfig:
+    return TrainConfig(
+        model=ModelConfig(path="m"),
+        data=DataConfig(path="d"),
+        rule=rule,
+        judge=JudgeConfig(kind="callable", path=judge),
+        evaluation=EvaluationConfig(metrics=metrics),
+        **values,
+    )
+
+
+def test_objects_with_an_import_path_are_stored_by_it(tmp_path: Path) -> None:
+    here = f"{__name__}:metric_of_this_module"
+    config = with_objects(
+        RULES["omd"],
+        metric_of_this_module,
+        (metric_of_this_module, "a.b:c"),
+        fit=FitOfThisModule,
+        sample=SampleConfig(engine=metric_of_this_module),
+    )
+    # Entries of a registry have a name.
+    assert (config.rule, config.fit) == ("omd", f"{__name__}:FitOfThisModule")
+    assert dataclasses.replace(config, fit=FITS["pairwise"]).fit == "pairwise"
+    assert config.judge.path == config.sample.engine == here
+    assert config.evaluation.metrics == (here, "a.b:c")
+    assert unsavable(config) == []
+    stored = tmp_path / "config.yaml"
+    stored.write_text(to_yaml(config))
+    assert load_config(stored) == config
+
+
+def test_objects_without_an_import_path_are_kept_and_named(tmp_path: Path) -> None:
+    rule, regularizer = dataclasses.replace(RULES["omd"], name="mine"), parse("js+chi2")
+
+    def judge(prompts: list, responses: list) -> None: ...
+
+    config = with_objects(rule, judge, ("a.b:c", lambda: None), regularizer=regularizer, tau=0.1)
+    assert (config.rule, config.regularizer, config.judge.path) == (rule, regularizer, judge)
+    fields = ["rule", "regularizer", "judge.path", "evaluation.metrics"]
+    assert unsavable(config) == fields
+    stored = yaml.safe_load(to_yaml(config))
+    assert stored["rule"] == "<mine without an import path>"
+    assert stored["evaluation"]["metrics"][0] == "a.b:c"
+    assert stored["evaluation"]["metrics"][1].endswith("<lambda> without an import path>")
+    refused, _ = differences(config, config)
+    assert [line.split(":")[0] for line in refused] == fields
+    path = tmp_path / "config.yaml"
+    for name in fields:
+        values = build(judge={"kind": "callable", "path": "a:b"})
+        section, _, last = name.rpartition(".")
+        changed = yaml.safe_load(to_yaml(values))
+        (changed[section] if section else changed)[last] = (
+            stored[section][last] if section else stored[last]
+        )
+        path.write_text(yaml.safe_dump(changed))
+        with pytest.raises(InputError) as caught:
+            load_config(path)
+        assert str(caught.value).startswith(f"{name}: <" if "metrics" not in name else name)
+        assert "neither resumed nor repeated" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_an_object_among_the_options_is_named() -> None:
+    config = build(rule_options={"alpha": np.float64(0.5), "memory": (1, object())})
+    assert unsavable(config) == ["rule_options"]
+    assert yaml.safe_load(to_yaml(config))["rule_options"] == {
+        "alpha": 0.5,
+        "memory": [1, "<object without an import path>"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"rule": "gmdm"}, "rule: there is no 'gmdm'; did you mean 'gmmd'?"),
+        ({"rule": "x"}, "spin, sppo, rspo, or give an import path package.module:object"),
+        ({"rule": ["gmmd"]}, "rule: expected str, got ['gmmd']"),
+        ({"sample": {"engine": "vlm"}}, "sample.engine: there is no 'vlm'; choose from"),
+        ({"evaluation": {"metrics": ["length"]}}, "evaluation.metrics: expected an import path"),
+        ({"evaluation": {"metrics": "a:b"}}, "evaluation.metrics: expected list, got 'a:b'"),
+        (
+            {"judge": {"kind": "pairrm", "path": lambda: 0}},
+            "judge.path: a function needs judge.kind",
+        ),
+        ({"judge": {"kind": "callable", "path": object()}}, "judge.path: expected a function"),
+        ({"output_dir": print}, "output_dir: expected str, got <built-in function print>"),
+        ({"eta": 10**400}, "eta: expected float or null, got 1000"),
+        ({"eta": 10**5000}, "eta: expected float or null, got a int that cannot be printed"),
+        ({"seed": 2**32}, "seed: must be at most 4294967295"),
+        ({"fit_options": {1: 2}}, "fit_options: names must be strings, got 1"),
+    ],
+)
+def test_what_is_neither_a_name_nor_an_object_is_refused(values: dict, said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        build(**values)
+    assert said in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_a_path_is_text() -> None:
+    assert JudgeConfig(kind="pairrm", path=Path("a") / "b").path == "a/b"
+
+
 # --- comparing and describing ---------------------------------------------------------------------
 
 
@@ -168,6 +319,20 @@ def test_the_help_describes_every_field() -> None:
     shown = describe()
     for name in flatten(build()):
         assert f"{name}  [" in shown
+
+
+def test_the_help_lists_the_registries() -> None:
+    lines = describe().splitlines()
+    own = "package.module:object"
+    for name, known in {
+        "rule": [*RULES, *ALIASES, own],
+        "fit": [*FITS, own],
+        "regularizer": [*NAMES, own],
+        "judge.kind": [*JUDGES, "none"],
+        "sample.engine": [*ENGINES, own],
+    }.items():
+        place = next(i for i, line in enumerate(lines) if line.startswith(f"{name}  ["))
+        assert lines[place + 1].endswith(f"({' | '.join(known)})")
 
 
 def test_help_and_bad_configurations_answer_without_torch() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -80,7 +81,7 @@ def test_every_format_reads_alike(tmp_path: Path) -> None:
         answered = read(tmp_path / name, answer="best")
         assert [prompt.answer_texts for prompt in answered] == [(text[::-1],) for text in TEXTS]
         assert [prompt.messages for prompt in answered] == [prompt.messages for prompt in prompts]
-    with pytest.raises(InputError, match=r"data\.split=dev: .*only test, train"):
+    with pytest.raises(InputError, match=r"data\.split=dev: .*choose from test, train"):
         read(tmp_path / "splits", split="dev")
 
 
@@ -117,29 +118,37 @@ def test_conversations_end_with_the_users_turn(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("p.jsonl", "", "no prompts in it"),
-        ("p.jsonl", "\n \n", "no prompts in it"),
-        ("p.json", "", "no prompts in it"),
-        ("p.csv", "prompt\n", "no prompts in it"),
-        ("p.csv", "", "no prompts in it"),
+        ("p.jsonl", "", "contains no prompts"),
+        ("p.jsonl", "\n \n", "contains no prompts"),
+        ("p.json", "", "contains no prompts"),
+        ("p.csv", "prompt\n", "contains no prompts"),
+        ("p.csv", "", "contains no prompts"),
         ("p.jsonl", '{"prompt": "a"}\n{"prompt": "b"\n', r"p\.jsonl:2: not valid JSON"),
         ("p.jsonl", '"a"\n', r"p\.jsonl:1: must be an object"),
-        ("p.jsonl", '{"promt": "a"}\n', r"p\.jsonl:1: no column .*data\.field=promt\?"),
-        ("p.jsonl", '{"prompt": 3}\n', r"p\.jsonl:1: 'prompt' holds int"),
-        ("p.jsonl", '{"prompt": null}\n', r"p\.jsonl:1: 'prompt' holds NoneType"),
-        ("p.jsonl", '{"prompt": []}\n', r"p\.jsonl:1: 'prompt' has no message of the user"),
+        (
+            "p.jsonl",
+            '{"promt": "a"}\n',
+            r"p\.jsonl:1: there is no column data\.field=prompt; did you mean 'promt'",
+        ),
+        ("p.jsonl", '{"prompt": 3}\n', r"p\.jsonl:1: 'prompt' is a int"),
+        ("p.jsonl", '{"prompt": null}\n', r"p\.jsonl:1: 'prompt' is a NoneType"),
+        ("p.jsonl", '{"prompt": []}\n', r"p\.jsonl:1: 'prompt' has no user message"),
         ("p.jsonl", '{"prompt": [{"role": "user"}]}', r"p\.jsonl:1: each message"),
         ("p.jsonl", '{"prompt": ["hi"]}', r"p\.jsonl:1: each message"),
         ("p.jsonl", b'{"prompt": "a"}\n{"prompt": "\xff"}\n', r"p\.jsonl:2: not UTF-8"),
         ("p.json", '[\n{"prompt": "a"},\n', r"p\.json:3: not valid JSON.*\.jsonl"),
         ("p.json", '{"prompt": "a"}', r"p\.json: must be a list"),
         ("p.json", '[{"prompt": "a"}, 4]', r"p\.json, item 2: must be an object"),
-        ("p.csv", "id,promt\n1,a\n", r"p\.csv:1: no column .*data\.field=promt\?"),
-        ("p.csv", "id,prompt\n1,a\n2,b,c\n", r"p\.csv:3: has not as many fields"),
-        ("p.csv", "id,prompt\n1\n", r"p\.csv:2: has not as many fields"),
+        (
+            "p.csv",
+            "id,promt\n1,a\n",
+            r"p\.csv:1: there is no column data\.field=prompt; did you mean 'promt'",
+        ),
+        ("p.csv", "id,prompt\n1,a\n2,b,c\n", r"p\.csv:3: has a different number of fields"),
+        ("p.csv", "id,prompt\n1\n", r"p\.csv:2: has a different number of fields"),
         ("p.csv", 'id,prompt\n1,"a\n', r"p\.csv:2: not valid CSV.*quotes"),
         ("p.csv", b"prompt\na\n\xe9\n", r"p\.csv:3: not UTF-8"),
-        ("p.parquet", b"PAR1 nothing", "not a readable parquet file"),
+        ("p.parquet", b"PAR1 nothing", "not a readable Parquet file"),
     ],
 )
 def test_bad_files_are_refused_in_one_line(
@@ -155,12 +164,12 @@ def test_missing_files_datasets_and_columns(tmp_path: Path) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    with pytest.raises(InputError, match="there is no such file"):
+    with pytest.raises(InputError, match="no such file"):
         read(tmp_path / "nothing.jsonl")
-    with pytest.raises(InputError, match=r"cannot be read as a dataset .*hub name"):
+    with pytest.raises(InputError, match=r"cannot be read as a dataset .*Hub name"):
         read(tmp_path / "nothing")
     parquet.write_table(pa.table({"instruction": ["a"]}), tmp_path / "p.parquet")
-    with pytest.raises(InputError, match="no column 'prompt' among instruction"):
+    with pytest.raises(InputError, match=r"no column data\.field=prompt; choose from instruction"):
         read(tmp_path / "p.parquet")
     path = write(tmp_path / "p.jsonl", TEXTS)
     with pytest.raises(InputError, match=r"data\.split=test: .*without splits"):
@@ -184,6 +193,164 @@ def test_nothing_heavy_is_imported() -> None:
     code = f"import sys, {modules}; print({names} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+MESSAGES = [
+    {"role": "user", "content": 'it\'s "Hi"'},
+    {"role": "assistant", "content": "a\nb"},
+    {"role": "user", "content": "é"},
+    {"role": "assistant", "content": "So long"},
+]
+
+
+@pytest.mark.parametrize("name", ["p.csv", "p.jsonl"])
+@pytest.mark.parametrize("stored", [repr, json.dumps, lambda value: f" {value!r} \n"])
+def test_messages_that_were_stored_as_text_are_parsed(tmp_path: Path, name: str, stored) -> None:
+    import csv
+
+    rows = [{"m": stored(MESSAGES), "bad": stored([*MESSAGES[:3], MESSAGES[1]])}]
+    if name == "p.csv":
+        with (tmp_path / name).open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, ["m", "bad"])
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        write_jsonl(tmp_path / name, rows)
+    (prompt,) = read(tmp_path / name, "m", answer="m", rejected="bad")
+    assert list(prompt.messages) == MESSAGES[:3]
+    assert prompt.answer_texts == ("So long", "a\nb")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        # As str writes numpy arrays, of which pandas makes CSV files.
+        "[{'content': 'a', 'role': 'user'}\n {'content': 'b', 'role': 'assistant'}]",
+        "array([{'role': 'user', 'content': 'a'}], dtype=object)",
+        "[{'role': 'user', 'content': 'aaaaaaa",  # cut off by a spreadsheet
+        "[{'content': 'aaaaaaa",
+        '[{"from": "human", "value": "a"},]x',
+        "[{'role': 'user', 'content': nan}]",
+    ],
+)
+@pytest.mark.parametrize("column", ["prompt", "answer", "rejected"])
+def test_messages_as_text_that_cannot_be_parsed_are_refused(
+    tmp_path: Path, text: str, column: str
+) -> None:
+    row = {"prompt": "a", "answer": "b", "rejected": "c"} | {column: text}
+    path = write_jsonl(tmp_path / "p.jsonl", [row])
+    with pytest.raises(
+        InputError, match=rf"p\.jsonl:1: '{column}' seems to contain chat"
+    ) as caught:
+        read(path, answer="answer", rejected="rejected")
+    assert "\n" not in str(caught.value)
+
+
+def test_other_text_in_brackets_is_text(tmp_path: Path) -> None:
+    texts = ["[1, 2]", "[]", '{"value": 3}', '[{"content": 1}]', '{"content": "x" fix this', "[{'"]
+    assert [prompt.text for prompt in read(write(tmp_path / "p.jsonl", texts))] == texts
+
+
+def test_a_message_alone_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.jsonl", ["{'role': 'assistant', 'content': 'Hi'}"])
+    with pytest.raises(InputError, match="'prompt' has no user message"):
+        read(path)
+
+
+def test_long_csv_fields_are_read(tmp_path: Path) -> None:
+    import csv
+
+    text = "word " * 50_000
+    (tmp_path / "p.csv").write_text(f"prompt,answer\n{text},b\n")
+    assert read(tmp_path / "p.csv")[0].text == text
+    assert csv.field_size_limit() == 131_072  # the default
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("p.jsonl", '{"prompt": " \\n"}', ":1: the prompt in 'prompt' is empty"),
+        (
+            "p.jsonl",
+            '{"prompt": [{"role": "user", "content": ""}]}',
+            ":1: the prompt in 'prompt' is",
+        ),
+        ("p.csv", 'prompt,id\n"",1\n', ":2: the prompt in 'prompt' is empty"),
+        ("p.csv", "prompt,id,prompt\na,1,b\n", ":1: data.field=prompt: there are several"),
+        ("p.jsonl", '{"prompt": "a", "prompt": "b"}', ":1: data.field=prompt: there are several"),
+        ("p.csv", "prompt;id\na;1\n", ":1: the delimiter seems to be ';'"),
+        (
+            "p.jsonl",
+            '\n{"prompt": "a\\ud83d"}',
+            r":2: 'prompt' contains the lone surrogate '\\ud83d'",
+        ),
+        (
+            "p.jsonl",
+            '{"prompt": [{"role": "user", "content": "\\udc00"}]}',
+            ":1: 'prompt' contains the",
+        ),
+        ("p.jsonl", '{"prompt": "a", "n": ' + "9" * 5000 + "}", ":1: a number has too many digits"),
+        ("p.json", '[{"prompt": "a", "n": ' + "9" * 5000 + "}]", ": a number has too many digits"),
+        ("p.jsonl", '\n{"prompt": ' + "[" * 100_000, ":2: JSON is nested too deeply"),
+        ("p.json", "[" * 100_000, ": JSON is nested too deeply"),
+    ],
+)
+def test_rows_that_cannot_be_used_are_refused(
+    tmp_path: Path, name: str, content: str, said: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=re.escape(name) + said) as caught:
+        read(tmp_path / name)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+def test_a_repeated_key_in_another_column_is_ignored(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"id": 1, "prompt": "a", "id": 2}\n')
+    assert read(path)[0].text == "a"
+    (tmp_path / "p.csv").write_text("id,prompt,id\n1,a,2\n")
+    assert read(tmp_path / "p.csv")[0].text == "a"
+
+
+def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "p.jsonl")
+    with pytest.raises(InputError, match=r"p\.jsonl: not a regular file"):
+        read(tmp_path / "p.jsonl")
+
+
+def test_damaged_parquet_pages_are_refused(tmp_path: Path) -> None:
+    path = parquet_of(tmp_path / "p.parquet", [{"prompt": text * 99} for text in TEXTS])
+    whole = path.read_bytes()
+    refused = 0
+    for place in range(4, 200, 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+        try:
+            read(path)
+        except InputError:
+            refused += 1
+    assert refused > 5
+
+
+def test_splits_that_do_not_exist_are_refused(tmp_path: Path) -> None:
+    import datasets
+
+    table = datasets.Dataset.from_dict({"prompt": ["a", "b"]})
+    table.save_to_disk(str(tmp_path / "one"))
+    datasets.DatasetDict({"a": table, "b": table}).save_to_disk(str(tmp_path / "two"))
+    with pytest.raises(
+        InputError, match=r"data\.split=test: .*has no splits; leave out data\.split"
+    ):
+        read(tmp_path / "one", split="test")
+    assert len(read(tmp_path / "one")) == 2
+    assert len(read_examples(config(tmp_path / "two", split="a, b")).groups) == 2
+    for split, said in {
+        "a,": "data.split=: ",
+        "a,a": "contains 'a' twice",
+        "c": "no such split",
+    }.items():
+        with pytest.raises(InputError, match=re.escape(said)):
+            read_examples(config(tmp_path / "two", split=split))
 
 
 # --- answers --------------------------------------------------------------------------------------
@@ -246,27 +413,40 @@ PAIR = {"field": "prompt", "answer": "chosen", "rejected": "rejected"}
 @pytest.mark.parametrize(
     ("settings", "line", "expected"),
     [
-        (ONE, {"prompt": "a", "anwser": "b"}, r":1: no column 'answer' .*data\.answer=anwser\?"),
-        (ONE, {"prompt": "a", "reply": "b"}, r":1: no column 'answer' .*set data\.answer to one"),
-        (ONE, {"prompt": "a", "answer": ""}, ":1: the answer in 'answer' is empty"),
-        (ONE, {"prompt": "a", "answer": " \n"}, ":1: the answer in 'answer' is empty"),
-        (ONE, {"prompt": "a", "answer": None}, ":1: 'answer' holds NoneType"),
-        (ONE, {"prompt": "a", "answer": 4}, ":1: 'answer' holds int"),
-        (ONE, {"prompt": "a", "answer": []}, "one turn of the assistant .*it has none"),
-        (ONE, {"prompt": "a", "answer": said("a")}, "one turn of the assistant .*it has none"),
+        (
+            ONE,
+            {"prompt": "a", "anwser": "b"},
+            r":1: there is no column data\.answer=answer; did you mean 'anwser'",
+        ),
+        (
+            ONE,
+            {"prompt": "a", "reply": "b"},
+            r":1: there is no column data\.answer=answer; choose from prompt, reply",
+        ),
+        (ONE, {"prompt": "a", "answer": ""}, ":1: the response in 'answer' is empty"),
+        (ONE, {"prompt": "a", "answer": " \n"}, ":1: the response in 'answer' is empty"),
+        (ONE, {"prompt": "a", "answer": None}, ":1: 'answer' is a NoneType"),
+        (ONE, {"prompt": "a", "answer": 4}, ":1: 'answer' is a int"),
+        (ONE, {"prompt": "a", "answer": []}, "one assistant turn .*it has none"),
+        (ONE, {"prompt": "a", "answer": said("a")}, "one assistant turn .*it has none"),
         (
             ONE,
             {"prompt": "a", "answer": [*said("a", "b"), {"role": "tool", "content": "c"}]},
-            "it has assistant, tool; mend",
+            "it has assistant, tool; fix",
         ),
         (ONE, {"prompt": "a", "answer": said("a", "b", "c", "d")}, r"set data\.field=answer"),
-        (ONE, {"prompt": "a", "answer": said("A", "b")}, "answers another conversation"),
-        (CHATS, {"messages": said("a", "b", "c")}, "one turn of the assistant .*it has none"),
-        (CHATS, {"messages": said("a", "")}, "the answer in 'messages' is empty"),
-        (CHATS, {"messages": "a"}, "'messages' holds a text; .*another data.answer"),
-        (CHATS, {"messages": [{"role": "assistant", "content": "b"}]}, "no message of the user"),
-        (PAIR, {"prompt": "a", "chosen": "b"}, r"no column 'rejected' .*set data\.rejected"),
-        (PAIR, {"prompt": "a", "chosen": "b", "rejected": None}, "'rejected' holds NoneType"),
+        (ONE, {"prompt": "a", "answer": said("A", "b")}, "responds to another conversation"),
+        (CHATS, {"messages": said("a", "b", "c")}, "one assistant turn .*it has none"),
+        (
+            {**ONE, "rejected": "prompt"},
+            {"prompt": "a", "answer": "b"},
+            "'prompt' is a string; .*set data.rejected to another column",
+        ),
+        (CHATS, {"messages": said("a", "")}, "the response in 'messages' is empty"),
+        (CHATS, {"messages": "a"}, "'messages' is a string; .*data.answer to another column"),
+        (CHATS, {"messages": [{"role": "assistant", "content": "b"}]}, "no user message"),
+        (PAIR, {"prompt": "a", "chosen": "b"}, r"no column data\.rejected=rejected; choose from"),
+        (PAIR, {"prompt": "a", "chosen": "b", "rejected": None}, "'rejected' is a NoneType"),
         (PAIR, {"prompt": "a", "chosen": "", "rejected": "c"}, "in 'chosen' is empty"),
         (PAIR, {"prompt": "a", "chosen": "b", "rejected": said("c", "d")}, "another conversation"),
     ],
@@ -283,10 +463,12 @@ def test_rows_without_a_usable_answer_are_refused_in_one_line(
 
 def test_the_header_names_the_missing_answer(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text("prompt,awnser\na,b\n")
-    with pytest.raises(InputError, match=r"p\.csv:1: no column 'answer'.*data\.answer=awnser\?"):
+    with pytest.raises(InputError, match=r"p\.csv:1: .*data\.answer=answer; did you mean 'awnser'"):
         read(tmp_path / "p.csv", answer="answer")
     parquet_of(tmp_path / "p.parquet", [{"prompt": "a", "awnser": "b"}])
-    with pytest.raises(InputError, match=r"p\.parquet: no column .*data\.answer=awnser\?"):
+    with pytest.raises(
+        InputError, match=r"p\.parquet: .*data\.answer=answer; did you mean 'awnser'"
+    ):
         read(tmp_path / "p.parquet", answer="answer")
 
 
@@ -326,8 +508,15 @@ def test_a_template_from_a_file(tokenizer: PreTrainedTokenizerBase, tmp_path: Pa
     assert tokenizer.decode(prompt.token_ids) == "<s>Q: why?\nA:"
     with pytest.raises(InputError, match=r"data\.chat_template=.*no such file"):
         encode(one("why?"), tokenizer, config("p", chat_template="nowhere.jinja"))
+    for template, reason in {
+        "{{ 1 / 0 }}": "ZeroDivisionError",
+        "{{ 1 + '' }}": "TypeError",
+    }.items():
+        file.write_text(template)
+        with pytest.raises(InputError, match=rf"p\.jsonl:1: .*\({reason}: .*data\.system_prompt"):
+            encode(one("why?"), tokenizer, config("p", chat_template=str(file), system_prompt="s"))
     file.write_text("{{ raise_exception('roles must alternate') }}")
-    with pytest.raises(InputError, match=r"p\.jsonl:1: .*\(roles must alternate\)"):
+    with pytest.raises(InputError, match=r"p\.jsonl:1: .*: roles must alternate\)"):
         encode(one("why?"), tokenizer, config("p", chat_template=str(file)))
 
 
@@ -353,7 +542,7 @@ def test_the_system_prompt_is_for_the_model_alone(tokenizer: PreTrainedTokenizer
 def test_prompts_without_tokens_are_refused(tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer = byte_tokenizer()
     tokenizer.backend_tokenizer.post_processor = None
-    with pytest.raises(InputError, match=r"p\.jsonl:1: gives no tokens"):
+    with pytest.raises(InputError, match=r"p\.jsonl:1: the prompt is empty after tokenization"):
         encode(one(""), tokenizer, config("p", chat_template="none"))
 
 
@@ -368,7 +557,7 @@ def test_long_prompts_are_left_out_and_counted(
     assert {prompt.text for prompt in kept.folds[0]} == {"zzzz", "zz"}
     assert kept.dropped == 1
     assert "1 of 3 prompts are longer than data.max_prompt_length" in caplog.text
-    with pytest.raises(InputError, match=r"every prompt.*shortest has 3 tokens"):
+    with pytest.raises(InputError, match=r"all prompts.*shortest has 3 tokens"):
         load_prompts(config(path, chat_template="none", max_prompt_length=2), tokenizer, seed=0)
 
 
@@ -535,7 +724,7 @@ def test_without_a_stop_token_answers_get_none() -> None:
     assert answered(tokenizer, ("ca",), **raw).answers == ((4, 2, 1),)
     # The tokenizer's EOS is not among the model's: another is taken.
     assert answered(tokenizer, ("aa",), stop_ids=(4,), **raw).answers == ((2, 2, 4),)
-    with pytest.raises(InputError, match=r"p\.jsonl:1: its answer gives no tokens"):
+    with pytest.raises(InputError, match=r"p\.jsonl:1: the response is empty after tokenization"):
         answered(tokenizer, ("",), stop_ids=(), **raw)
 
 
@@ -556,7 +745,7 @@ def test_long_answers_are_cut_as_samples_are(
     prompts = loaded(3)
     assert [p.answers for p in prompts] == [((2, 3, 1),), ((2, 3, 4),), ((2, 3, 4),)]
     assert [p.answer_texts for p in prompts] == [("ab",), ("abc",), ("abc",)]
-    assert "1 of 3 answers are longer than sample.max_new_tokens=3 tokens" in caplog.text
+    assert "1 of 3 responses of the dataset are longer than sample.max_new_tokens=3" in caplog.text
 
 
 def test_answers_stay_with_their_prompts(
@@ -660,6 +849,15 @@ def test_splits_are_the_folds(tokenizer: PreTrainedTokenizerBase, tmp_path: Path
     assert [prompt.text for prompt in prompts.held_out] == ["b3", "a3", "b2"]
     with pytest.raises(InputError, match=r"data\.folds=3: data\.split names 2"):
         load_prompts(config(tmp_path / "d", split="b,a", folds=3), tokenizer, seed=0)
+
+
+def test_more_folds_than_prompts_are_refused(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "p.jsonl", ["a", "b", "c"])
+    for folds in (3, 10**15):
+        with pytest.raises(InputError, match=f"3 prompts are too few for {folds} folds"):
+            load_prompts(config(path, folds=folds), tokenizer, seed=0, held_out=1)
 
 
 def test_iterations_take_their_fold_in_turn() -> None:

@@ -29,7 +29,7 @@ from llm.embedded.build import (
     style_shares,
 )
 from llm.embedded.judges import JUDGES, STYLE_GAME, embedded_judge, style_table
-from llm.judges import build_judge
+from llm.judges.build import build_judge
 from llm.policy.log_probs import PromptResponse
 from llm.policy.model import Policy
 from solvers.arrays import logsumexp, normalize
@@ -44,7 +44,7 @@ forms, styles = st.integers(0, 5), st.integers(0, 2)
 
 
 @given(topics, forms, styles, st.integers(0, 1000))
-def test_every_answer_is_recognised_in_its_style_and_on_its_topic(topic, form, style, seed) -> None:
+def test_every_answer_is_recognized_in_its_style_and_on_its_topic(topic, form, style, seed) -> None:
     text = grammar.answer(topic, form, style, np.random.default_rng(seed))
     prompt = grammar.PROMPTS[form].format(topic)
     assert grammar.topic_of(prompt) == topic
@@ -78,7 +78,7 @@ def test_an_embedded_judge_is_a_judge(name: str) -> None:
             [grammar.answer(topic, 0, style, rng) for style in (0, 1, 2)]
             for topic in ("tea", "rain")
         ]
-    preference = build_judge("embedded", embedded_judge(name))(prompts, responses)
+    preference = build_judge("embedded", name)(prompts, responses)
     assert preference.shape == (2, 3, 3)
     assert np.ptp(preference[0]) > 0.1
 
@@ -103,7 +103,7 @@ def test_the_length_judge_likes_more_words() -> None:
 def test_an_unknown_embedded_name_is_answered_with_the_known() -> None:
     with pytest.raises(InputError, match="game, styles, length"):
         embedded_judge("taste")
-    with pytest.raises(InputError, match="embedded:game, embedded:text"):
+    with pytest.raises(InputError, match=r"embedded:poem: .*choose from game, text"):
         directory("embedded:poem")
 
 
@@ -134,7 +134,7 @@ def test_the_responses_of_the_game_have_all_the_mass(game_policy: Policy) -> Non
     logp = game_policy.log_probs(every, batch_size=250).double().view(2, 125)
     # Sums of 125 float32 probabilities.
     assert logsumexp(logp).abs().max() < 1e-5
-    # Far from uniform (log 125 = 4.83), or there would be nothing to regularise towards.
+    # Far from uniform (log 125 = 4.83), or there would be nothing to regularize towards.
     entropy = -(logp.exp() * logp).sum(-1)
     assert entropy.max() < 4.5
 

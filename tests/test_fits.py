@@ -73,7 +73,7 @@ def expected_loss(fit, rule, plays: Plays, y=None, probability=None):
 
     def loss(logits):
         logp = torch.log_softmax(logits, dim=-1)
-        return (weight * fit.loss(logp[index], items.columns)).sum()
+        return (weight * fit.loss(logp[index], items.columns, items.regularizer)).sum()
 
     return loss
 
@@ -142,7 +142,10 @@ PAIRED = [name for name in RULES if name not in ("fictitious_play", "spin", "alp
 def at_its_least(fit, plays: Plays, update: Update, logp) -> float:
     """The greatest miss of an implied gap, in units of its signal."""
     items = fit.items(plays, update)
-    signal, h = items.columns["signal"], fit._gap(logp[items.index], items.columns)
+    signal, h = (
+        items.columns["signal"],
+        fit._gap(logp[items.index], items.columns, items.regularizer),
+    )
     h = 1 / (1 + np.exp(-h)) if fit.name == "logistic" else h
     return np.abs(h - signal).max()
 
@@ -197,7 +200,7 @@ def test_preferences_lead_logistic_pairs_to_the_step_of_dpo(seed, n, spec, name)
     fit = get_fit("logistic", signal="preference")
     items = fit.items(plays, rule(plays))
     missing = items.columns["signal"] - 1 / (
-        1 + np.exp(-fit._gap(target[items.index], items.columns))
+        1 + np.exp(-fit._gap(target[items.index], items.columns, items.regularizer))
     )
     i, j = items.index.T
     total = np.bincount(i, items.weight * missing, n) - np.bincount(j, items.weight * missing, n)
@@ -539,7 +542,7 @@ def test_best_and_worst_is_the_published_loss():
     for ends in (wins.argmax(-1), wins.argmin(-1)):
         chosen = y[np.arange(2), ends]
         square = (THETA - PI)[chosen] - rule.eta * (wins[np.arange(2), ends] - 0.5)
-        lam = fit.coefficients(rule.regularizer, rule.eta, rule.tau)["reverse_kl"]
+        lam = fit.coefficients(rule.regularizer, rule.eta, rule.tau).parts["reverse_kl"]
         expected += 0.5 * square**2 + lam / 2 * (THETA - MU)[chosen] ** 2
     assert fit(plays, rule(plays), THETA[y]) == pytest.approx(expected, abs=1e-14)
 
@@ -596,7 +599,7 @@ def test_lam_and_tau_name_the_same_game():
     fit = get_fit("regression", estimator="published")
     regularizer, tau = fit.game(parse("0.1*forward_kl+0.5*reverse_kl"), lam=1.0, eta=5.0)
     assert (regularizer, tau) == (parse("0.1*forward_kl+1*reverse_kl"), 0.1)
-    assert fit.coefficients(regularizer, 5.0, tau) == pytest.approx(
+    assert fit.coefficients(regularizer, 5.0, tau).parts == pytest.approx(
         {"forward_kl": 0.1, "reverse_kl": 0.5}
     )
     rule = get_rule("gmmd", eta=5.0, tau=tau, regularizer=regularizer)
@@ -630,11 +633,11 @@ def test_lam_and_tau_name_the_same_game():
 def test_direct_forward_kl_leaves_its_term_to_the_rows_from_the_reference():
     rule = rule_of("gmmd", regularizer="forward_kl+reverse_kl")
     fit = get_fit("regression", estimator="published", direct_forward_kl=True)
-    columns = fit.items(exact(), rule(exact())).columns
-    assert [name for name in columns if name.startswith("lam:")] == ["lam:reverse_kl"]
-    assert fit.coefficients(rule.regularizer, 0.5, TAU)["forward_kl"] == pytest.approx(
-        2 * 0.5 * TAU
-    )
+    update = rule(exact())
+    assert list(fit.items(exact(), update).regularizer.parts) == ["reverse_kl"]
+    assert fit.reference_coefficient(update) == pytest.approx(2 * 0.5 * TAU)
+    assert replace(fit, direct_forward_kl=False).reference_coefficient(update) is None
+    assert fit.reference_coefficient(rule_of("gmmd", regularizer="chi2")(exact())) is None
 
 
 # INPO.
@@ -799,14 +802,18 @@ def test_a_loss_does_not_ask_which_rows_stand_beside_each_other(fit, options, na
     items = fit.items(plays, rule(plays))
     actions = np.take_along_axis(y[..., None], items.index.reshape(3, -1)[..., None], axis=1)
     logp_items = THETA[actions.reshape(items.index.shape)]
-    whole = fit.loss(logp_items, items.columns)
+    whole = fit.loss(logp_items, items.columns, items.regularizer)
     assert fit(plays, rule(plays), THETA[y]) == pytest.approx((items.weight * whole).sum(-1))
 
     rows = logp_items.reshape(-1, logp_items.shape[-1])
     columns = {name: values.reshape(-1) for name, values in items.columns.items()}
     shuffled = np.random.default_rng(0).permutation(len(rows))
     for batch in np.array_split(shuffled, 4):
-        part = fit.loss(rows[batch], {name: values[batch] for name, values in columns.items()})
+        part = fit.loss(
+            rows[batch],
+            {name: values[batch] for name, values in columns.items()},
+            items.regularizer,
+        )
         assert np.array_equal(part, whole.reshape(-1)[batch])
 
 
@@ -879,7 +886,7 @@ def test_what_a_fit_cannot_do_is_refused():
         (get_fit("pairwise", signal="preference"), rule_of("dpo"), "the win rates of"),
         (get_fit("logistic", signal="preference"), rule_of("mwu"), "the Bradley-Terry scores of"),
         (get_fit("pairwise", signal="preference"), rule_of("mnpo"), "signal=win_rate"),
-        (get_fit("logistic", length_normalized=True), rule_of("spin"), "of lengths here"),
+        (get_fit("logistic", length_normalized=True), rule_of("spin"), "are not known here"),
         (get_fit("regression"), replace(rule_of("mwu"), eta=np.inf), "best responses"),
         (get_fit("regression", estimator="published"), rule_of("gmmd", regularizer="js"), "js"),
     ]:

@@ -51,7 +51,7 @@ CONFIG = load_config("embedded-game")
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take as long as the run; tests/test_train.py looks at them."""
-    monkeypatch.setattr("llm.run.session.draw_curves", lambda path, rows: False)
+    monkeypatch.setattr("llm.run.session.draw_curves", lambda *given: False)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of three iterations, with just the budget that they take."""
     path = tmp_path_factory.mktemp("runs") / "whole"
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("llm.run.session.draw_curves", lambda path, rows: False)
+        patched.setattr("llm.run.session.draw_curves", lambda *given: False)
         run(path, *TINY, "budget.tokens=216", "budget.comparisons=72")
     return path
 
@@ -486,7 +486,7 @@ def test_a_missing_iterate_is_refused_and_named(
         assert snapshot(path) == before
         shutil.move(tmp_path / "kept", path / "iterations" / lost)
     monkeypatch.undo()
-    monkeypatch.setattr("llm.run.session.draw_curves", lambda path, rows: False)
+    monkeypatch.setattr("llm.run.session.draw_curves", lambda *given: False)
     assert main(["--config", "embedded-game", *words]) == 0
     assert adapter(path) == adapter(whole)
 

@@ -24,9 +24,13 @@ from transformers import (
 )
 
 from games.errors import InputError
-from llm.judges import JudgeError, build_judge, check_judge_files, check_preferences
+from llm.config.registries import JUDGES as REGISTERED
+from llm.config.schema import JudgeConfig
+from llm.embedded.judges import JUDGES
+from llm.judges.build import build_judge, check_judge_files
+from llm.judges.function import FunctionJudge
 from llm.judges.pairrm import pairrm_text
-from llm.judges.preferences import exact
+from llm.judges.preferences import JudgeError, check_preferences, exact
 from tests.tiny_judges import (
     MARKERS,
     save_pair_preference,
@@ -286,7 +290,7 @@ def test_reward_model_reads_conversations_by_its_template_alone(judge) -> None:
     rows = [["yes", "no"]]
     found = judge("reward_model")([CONVERSATION], rows)
     assert np.abs(found - judge("reward_model")(["Why?"], rows)).max() > 1e-3
-    with pytest.raises(JudgeError, match="no chat template to put a prompt of 3 turns in"):
+    with pytest.raises(JudgeError, match="no chat template for a prompt of 3 turns"):
         judge("reward_deberta")([CONVERSATION], rows)
 
 
@@ -390,7 +394,7 @@ def test_long_responses_are_cut_to_max_length(name, judge, caplog) -> None:
     rows = [["The dog sleeps ☃" * 40, "yes", "perhaps, with a reason " * 40]]
     found = short(PROMPTS[:1], rows)
     assert 140 < max(seen) <= 150
-    assert "2 of 3 responses were cut" in caplog.text
+    assert "2 of 3 responses were truncated" in caplog.text
     # What is left of a response is a beginning of it, the same against all others.
     cut = whole_texts(short, rows[0])
     assert all(text.startswith(left) for text, left in zip(rows[0], cut, strict=True))
@@ -408,13 +412,15 @@ def whole_texts(judge, row: list[str]) -> list[str]:
 
 @pytest.mark.parametrize("name", ["pair_preference", "reward_model"])
 def test_a_prompt_that_fills_the_judge_is_refused(name, judge) -> None:
-    with pytest.raises(JudgeError, match=r"a prompt alone has .*; set data.max_prompt_length"):
+    with pytest.raises(
+        JudgeError, match=r"a prompt without a response exceeds .*; lower data.max_prompt_length"
+    ):
         judge(name, max_length=40)(["Why? " * 40], [["yes", "no"]])
 
 
 @pytest.mark.parametrize("name", ["pairrm", "pair_preference", "reward_deberta"])
 def test_roles_must_alternate(name, judge) -> None:
-    with pytest.raises(JudgeError, match=r"roles are user, assistant; they must alternate"):
+    with pytest.raises(JudgeError, match=r"roles user, assistant; they must alternate"):
         judge(name)([CONVERSATION[:2]], [["yes", "no"]])
 
 
@@ -429,7 +435,11 @@ def test_a_template_that_refuses_a_prompt_is_named(checkpoints, tmp_path) -> Non
     directory = shutil.copytree(checkpoints["reward_model"], tmp_path / "strict")
     (directory / "chat_template.jinja").write_text("{{ raise_exception('no system role') }}")
     judge = build_judge("reward_model", directory, device="cpu")
-    with pytest.raises(JudgeError, match=r"chat template refuses a prompt .*no system role"):
+    with pytest.raises(JudgeError, match=r"chat template rejects a prompt .*no system role"):
+        judge(PROMPTS, RESPONSES)
+    (directory / "chat_template.jinja").write_text("{{ 1 / 0 }}")
+    judge = build_judge("reward_model", directory, device="cpu")
+    with pytest.raises(JudgeError, match=r"chat template rejects a prompt \(ZeroDivisionError"):
         judge(PROMPTS, RESPONSES)
 
 
@@ -465,22 +475,24 @@ def test_a_function_is_found_by_name(monkeypatch, tmp_path) -> None:
         "three = 3\n"
     )
     (tmp_path / "broken_judges.py").write_text("1 / 0\n")
+    (tmp_path / "ending_judges.py").write_text("raise SystemExit(3)\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert (build_judge("callable", "my_judges:Rules.tie")(PROMPTS, RESPONSES) == 0.5).all()
     assert check_judge_files("callable", "my_judges:Rules.tie") == 0
     for path, message in {
-        None: "named module:function",
-        "my_judges": "named module:function",
-        "my_judges:": "named module:function",
-        "no_such_module:f": "no module no_such_module; install it",
+        None: "missing; a callable judge needs package.module:function",
+        "my_judges": "expected an import path package.module:object",
+        "my_judges:": "expected an import path package.module:object",
+        "no_such_module:f": "No module named 'no_such_module'",
         "my_judges:absent": "has no attribute 'absent'",
-        "my_judges:three": "not callable",
-        "broken_judges:f": "importing it raised ZeroDivisionError",
+        "my_judges:three": "not a Callable",
+        "broken_judges:f": "cannot be imported: ZeroDivisionError",
+        "ending_judges:f": "cannot be imported: SystemExit: 3",
     }.items():
         for check in (build_judge, check_judge_files):
             with pytest.raises(InputError, match=message) as caught:
                 check("callable", path)
-            assert f"judge.path={path}" in str(caught.value)
+            assert (f"judge.path '{path}'" if path else "judge.path:") in str(caught.value)
             assert "\n" not in str(caught.value)
 
 
@@ -491,11 +503,11 @@ def test_a_function_is_found_by_name(monkeypatch, tmp_path) -> None:
         (np.full((2, 4), 0.5), r"returned shape \(2, 4\).* here \(2, 4, 4\)"),
         (np.full((2, 4, 3), 0.5), r"returned shape \(2, 4, 3\)"),
         (np.full((4, 4), 0.5), r"returned shape \(4, 4\)"),
-        (None, r"shape \(\)|no table"),
-        ("better", "no table of numbers"),
-        ([[[0.5]], [[0.5, 0.5]]], "no table of numbers"),
+        (None, r"shape \(\)|not return an array"),
+        ("better", "did not return an array of numbers"),
+        ([[[0.5]], [[0.5, 0.5]]], "did not return an array of numbers"),
         (np.full((2, 4, 4), -3.0), r"returned -3; return probabilities in \[0, 1\]"),
-        (np.full((2, 4, 4), 0.6), r"P \+ P\^T other than 1"),
+        (np.full((2, 4, 4), 0.6), r"P \+ P\^T is not 1"),
     ],
 )
 def test_what_a_function_may_not_return(table, message) -> None:
@@ -521,10 +533,65 @@ def test_a_function_that_raises_is_named() -> None:
         build_judge("callable", fills)(PROMPTS, RESPONSES)
 
 
-def test_an_embedded_judge_is_handed_over() -> None:
+def test_a_function_that_ends_the_program_or_is_a_coroutine_is_named() -> None:
+    def ends(prompts: list, responses: list) -> None:
+        raise SystemExit(0)
+
+    async def later(prompts: list, responses: list) -> None: ...
+
+    for function, said in ((ends, "raised SystemExit: 0"), (later, "is a coroutine")):
+        with pytest.raises(JudgeError, match=said):
+            build_judge("callable", function)(PROMPTS, RESPONSES)
+
+
+def test_a_function_does_not_change_the_gradient_mode() -> None:
+    def switches_off(prompts: list, responses: list) -> np.ndarray:
+        torch.set_grad_enabled(False)
+        return longer(prompts, responses)
+
+    build_judge("callable", switches_off)(PROMPTS, RESPONSES)
+    assert torch.is_grad_enabled()
+
+
+def test_a_function_may_return_bfloat16() -> None:
+    def halves(prompts: list, responses: list) -> torch.Tensor:
+        return torch.full((2, 4, 4), 0.5, dtype=torch.bfloat16)
+
+    assert (build_judge("callable", halves)(PROMPTS, RESPONSES) == 0.5).all()
+
+
+def test_an_embedded_judge_is_found_by_name() -> None:
+    judge = build_judge("embedded", "length")
+    assert judge.name == "embedded length"
+    # 1 - p is rounded.
     np.testing.assert_allclose(
-        build_judge("embedded", longer)(PROMPTS, RESPONSES), longer(PROMPTS, RESPONSES), atol=1e-15
+        judge(PROMPTS, RESPONSES), JUDGES["length"](PROMPTS, RESPONSES), atol=2e-16
     )
+    assert check_judge_files("embedded", "length") == 0
+    for check in (build_judge, check_judge_files):
+        with pytest.raises(InputError, match=r"judge.path=lenght: .* did you mean 'length'"):
+            check("embedded", "lenght")
+
+
+class OwnKind(FunctionJudge):
+    """A judge kind in a file of its own."""
+
+    preferences = ("bradley_terry",)
+
+    def __init__(self, path: str | None) -> None:
+        super().__init__(longer)
+        self.name = f"own {path}"
+
+
+def test_a_kind_is_a_class_and_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(REGISTERED, "own", f"{__name__}:OwnKind")
+    assert JudgeConfig(kind="own").kind == "own"
+    assert check_judge_files("own", "a") == 0
+    judge = build_judge("own", "a", preference="bradley_terry")
+    assert judge.name == "own a"
+    np.testing.assert_allclose(judge(PROMPTS, RESPONSES), longer(PROMPTS, RESPONSES), atol=2e-16)
+    with pytest.raises(InputError, match=r"judge\.kind=own; set it to bradley_terry"):
+        build_judge("own", "a")
 
 
 # --- a judge that does not judge ------------------------------------------------------------------
@@ -533,7 +600,7 @@ def test_an_embedded_judge_is_handed_over() -> None:
 @pytest.mark.parametrize("value", [0.5, 0.9])
 def test_one_preference_for_every_pair_is_refused(value) -> None:
     constant = exact(np.full((2, 3, 3), value) + 4e-7 * np.random.default_rng(0).random((2, 3, 3)))
-    with pytest.raises(JudgeError, match=f"judge flat: gives {value}.* to every one of 6 pairs"):
+    with pytest.raises(JudgeError, match=f"judge flat: returned {value}.* for all 6 pairs"):
         check_preferences(constant, "flat")
     check_preferences(constant[:1], "flat")  # three pairs prove nothing
     varied = constant.copy()
@@ -544,7 +611,7 @@ def test_one_preference_for_every_pair_is_refused(value) -> None:
 def test_ties_of_equal_responses_prove_nothing() -> None:
     ties = np.full((2, 3, 3), 0.5)
     check_preferences(ties, "flat", [["a"] * 3] * 2)
-    with pytest.raises(JudgeError, match="every one of 6 pairs"):
+    with pytest.raises(JudgeError, match="for all 6 pairs"):
         check_preferences(ties, "flat", [["a", "b", "c"]] * 2)
 
 
@@ -588,18 +655,30 @@ def as_pickle(file: Path) -> None:
 
 # name: (kind, what happens to a copy, what is said, whether it is seen without loading)
 DAMAGES = {
-    "no config": ("pairrm", lambda d: (d / "config.json").unlink(), "config.json: is missing", 1),
-    "config cut": ("reward_deberta", lambda d: cut_in_half(d / "config.json"), "is not JSON", 1),
+    "no config": ("pairrm", lambda d: (d / "config.json").unlink(), "config.json: missing", 1),
+    "config cut": ("reward_deberta", lambda d: cut_in_half(d / "config.json"), "not valid JSON", 1),
+    "config of another type": (
+        "pairrm",
+        lambda d: (d / "config.json").write_text("[]"),
+        "config.json: not a JSON object",
+        1,
+    ),
+    "index of another type": (
+        "pairrm_hf",
+        lambda d: (d / "model.safetensors.index.json").write_text('{"weight_map": [1]}'),
+        "index.json: no weight_map of file names",
+        1,
+    ),
     "weights cut": (
         "pair_preference",
         lambda d: cut_in_half(d / "model.safetensors"),
-        "model.safetensors: is damaged or cut off",
+        "model.safetensors: damaged or truncated",
         1,
     ),
     "pickled weights": (
         "reward_deberta",
         lambda d: as_pickle(d / "model.safetensors"),
-        "holds no model.safetensors; weights are read from safetensors only",
+        "no model.safetensors; weights are read from safetensors only",
         1,
     ),
     "shard missing": (
@@ -607,25 +686,25 @@ DAMAGES = {
         lambda d: (d / "model.safetensors.index.json").write_text(
             json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}})
         ),
-        "model-00001-of-00002.safetensors: is missing",
+        "model-00001-of-00002.safetensors: missing",
         1,
     ),
     "no tokenizer": (
         "reward_deberta",
         lambda d: (d / "spm.model").unlink(),
-        r"holds no tokenizer \(tokenizer.json or spm.model\)",
+        r"no tokenizer \(tokenizer.json or spm.model\)",
         1,
     ),
     "no backbone": (
         "pairrm",
         lambda d: edit(d / "config.json", model_name="/nowhere/deberta"),
-        "model_name=/nowhere/deberta is not here; where there is a network, run hf download",
+        "model_name=/nowhere/deberta not found; on a machine with internet access, run hf download",
         1,
     ),
     "backbone to download": (
         "pairrm",
         lambda d: edit(d / "config.json", model_name="microsoft/deberta-v3-large"),
-        "model_name=microsoft/deberta-v3-large is not here",
+        "model_name=microsoft/deberta-v3-large not found",
         1,
     ),
     "other ranker": (
@@ -637,7 +716,7 @@ DAMAGES = {
     "marker elsewhere": (
         "pairrm_hf",
         lambda d: edit(d / "config.json", cand1_prefix_id=5),
-        "cand1_prefix_id is 5, but its tokenizer has <.candidate1.> at",
+        "cand1_prefix_id is 5, but the id of <.candidate1.> in its tokenizer is",
         0,
     ),
     "other shape": (
@@ -649,20 +728,20 @@ DAMAGES = {
     "two outputs": (
         "reward_deberta",
         lambda d: edit(d / "config.json", id2label={"0": "bad", "1": "good"}),
-        "has 2 outputs, a reward_model judge has one",
+        "the model has 2 outputs, a reward_model judge has one",
         0,
     ),
     "no template": (
         "pair_preference",
         lambda d: (d / "chat_template.jinja").unlink(),
-        "its tokenizer has no chat template",
+        "the tokenizer has no chat template",
         0,
     ),
 }
 
 
 @pytest.mark.parametrize("damage", list(DAMAGES))
-def test_a_damaged_checkpoint_is_named_with_the_mend(damage, checkpoints, tmp_path) -> None:
+def test_a_damaged_checkpoint_is_named_with_the_fix(damage, checkpoints, tmp_path) -> None:
     name, spoil, message, seen_early = DAMAGES[damage]
     directory = shutil.copytree(checkpoints[name], tmp_path / "copy")
     if name == "pairrm":
@@ -679,19 +758,19 @@ def test_a_damaged_checkpoint_is_named_with_the_mend(damage, checkpoints, tmp_pa
 def test_the_wrong_kind_of_checkpoint_is_named(checkpoints, tmp_path) -> None:
     language_model = save_causal_lm(tmp_path / "causal", "mistral")
     edit(language_model / "config.json", id2label={"0": "reward"})
-    with pytest.raises(InputError, match=r"has no weights score.weight, so it is another kind"):
+    with pytest.raises(InputError, match=r"no weights score.weight, so this is another kind"):
         build_judge("reward_model", language_model)
     with pytest.raises(InputError, match="neither llm-blender's PairRM"):
         build_judge("pairrm", checkpoints["reward_deberta"])
-    with pytest.raises(InputError, match="holds no tokenizer"):
+    with pytest.raises(InputError, match="no tokenizer"):
         build_judge("reward_model", checkpoints["pairrm"])
-    with pytest.raises(InputError, match=r"has no weights lm_head.weight, so it is another kind"):
+    with pytest.raises(InputError, match=r"no weights lm_head.weight, so this is another kind"):
         build_judge("pair_preference", checkpoints["reward_model"])
     worded = save_causal_lm(tmp_path / "worded", "llama", tokenizer=byte_tokenizer())
     vocabulary = json.loads((worded / "tokenizer.json").read_text())
     vocabulary["normalizer"] = {"type": "Prepend", "prepend": "##"}
     (worded / "tokenizer.json").write_text(json.dumps(vocabulary))
-    with pytest.raises(InputError, match="A and B are not one token each"):
+    with pytest.raises(InputError, match="A and B are not single tokens"):
         build_judge("pair_preference", worded)
 
 
@@ -726,7 +805,7 @@ def test_a_path_that_is_nowhere_is_named() -> None:
             with pytest.raises(InputError, match=f"judge.path={path}: no such directory"):
                 check("pairrm", path)
     for path in (None, ""):
-        with pytest.raises(InputError, match=r"judge.path: reward_model needs a checkpoint"):
+        with pytest.raises(InputError, match=r"judge.path: missing; give a checkpoint"):
             build_judge("reward_model", path)
 
 
@@ -746,19 +825,23 @@ def test_a_name_on_the_hub_is_downloaded_only_to_be_built(checkpoints, monkeypat
 
 
 def test_a_name_the_hub_does_not_give_is_named() -> None:
-    with pytest.raises(InputError, match=r"org/reward: is no directory, and .* did not give it"):
+    with pytest.raises(InputError, match=r"org/reward: not a directory, and .* Hub failed"):
         build_judge("reward_model", "org/reward")
 
 
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        ("pairmr", {}, "judge.kind=pairmr: choose from pairrm, pair_preference, reward_model"),
-        ("pairrm", {"preference": "elo"}, "judge.preference=elo: choose from general"),
-        ("pairrm", {"dtype": "int8"}, "judge.dtype=int8: choose from float32"),
+        ("pairmr", {}, "judge.kind=pairmr: unknown; did you mean 'pairrm'"),
+        ("pairrm", {"preference": "elo"}, "judge.preference=elo: unknown; choose from general"),
+        ("pairrm", {"dtype": "int8"}, "judge.dtype=int8: unknown; choose from float32"),
         ("pairrm", {"device": "gpu"}, "judge.device=gpu: choose auto, cpu"),
-        ("pairrm", {"device": "cuda:99"}, "judge.device=cuda:99: no such device here"),
-        ("callable", {"preference": "bradley_terry"}, "bradley_terry: is PairRM's; callable takes"),
+        ("pairrm", {"device": "cuda:99"}, "judge.device=cuda:99: this machine has no such device"),
+        (
+            "callable",
+            {"preference": "bradley_terry"},
+            "bradley_terry: not available for judge.kind=callable; set it to gen",
+        ),
     ],
 )
 def test_options_that_do_not_fit_are_refused(kind, options, message, checkpoints) -> None:

@@ -25,11 +25,14 @@ from llm.config.recipes import recipes
 from llm.config.schema import BudgetConfig, ModelConfig
 from llm.data.examples import Prompt
 from llm.embedded import HERE, game
-from llm.embedded.judges import embedded_judge
-from llm.evaluation import comparison_report as side_by_side
-from llm.evaluation import win_rates as pairwise
-from llm.evaluation.win_rates import evaluated
-from llm.judges import build_judge
+from llm.evaluation import comparison_report
+from llm.evaluation.metrics import METRICS
+from llm.evaluation.win_rates import (
+    evaluation_responses,
+    exact_win_rates,
+    sampled_win_rates,
+)
+from llm.judges.build import build_judge
 from llm.policy.log_probs import PromptResponse
 from llm.policy.model import Policy
 from llm.run import comparison
@@ -123,7 +126,7 @@ def test_every_key_is_documented(whole: Path) -> None:
     found = record_of(whole)
     documented = set(re.findall(r"\w+", comparing.__doc__ or ""))
     keys = {*found, *found["recipes"][0], *found["recipes"][0]["trace"][0], *found["pairwise"]}
-    assert keys <= documented
+    assert keys <= documented | {metric.name for metric in METRICS}
     assert {"tokens", "comparisons"} == set(found["budget"])
 
 
@@ -217,7 +220,7 @@ def test_exact_win_rates_are_those_computed_by_hand() -> None:
     rng = np.random.default_rng(0)
     payoff = random_tables(rng, 2, 4)
     policies = list(np.log(rng.dirichlet(np.ones(4), size=(3, 2))))
-    found = pairwise.exact(PreferenceGame(payoff), policies)
+    found = exact_win_rates(PreferenceGame(payoff), policies)
     for a, b in itertools.product(range(3), repeat=2):
         expected = by_hand(payoff, np.exp(policies[a]), np.exp(policies[b]))
         # Sums of 16 numbers in another order.
@@ -257,7 +260,7 @@ def said(texts: list[list[str]]) -> Responses:
 
 
 def test_sampled_win_rates_are_means_over_prompts_with_their_errors(tmp_path: Path) -> None:
-    judge = build_judge("embedded", embedded_judge("length"))
+    judge = build_judge("embedded", "length")
     short = said([["a", "b"], ["a", "a"], ["c", "c"]])
     long = said([["a b c", "a"], ["a b", "a"], ["a", "a b c d"]])
     longer = said([["a b c d e f"] * 2] * 3)
@@ -267,7 +270,7 @@ def test_sampled_win_rates_are_means_over_prompts_with_their_errors(tmp_path: Pa
         asked.append(responses)
         return judge(prompts, responses)
 
-    found = pairwise.sampled(Work(chunk_size=2), tmp_path / "all", counting, [short, long, longer])
+    found = sampled_win_rates(Work(chunk_size=2), tmp_path / "all", counting, [short, long, longer])
     of_prompts = []
     for ours, theirs in zip(long.texts, short.texts, strict=True):
         pairs = [
@@ -285,7 +288,7 @@ def test_sampled_win_rates_are_means_over_prompts_with_their_errors(tmp_path: Pa
     # Three pairs in two chunks each; what was judged before is not judged again.
     assert len(asked) == 6
     other = said([["z"] * 2] * 3)
-    pairwise.sampled(Work(chunk_size=2), tmp_path / "all", counting, [short, long, other])
+    sampled_win_rates(Work(chunk_size=2), tmp_path / "all", counting, [short, long, other])
     assert len(asked) == 6 + 4
 
 
@@ -311,11 +314,11 @@ def test_a_model_that_writes_text_is_judged_on_what_it_was_evaluated_on(tmp_path
         assert row["duality_gap"] is None
         assert row["self_bleu"] > 0
     console = quiet()
-    side_by_side.show(record, console)
+    comparison_report.show(record, console)
     shown = console.file.getvalue()
     assert "BLEU" in shown
     assert "±" in shown
-    assert "plain" not in shown
+    assert "duality" not in shown
     assert {p.name for p in found.root.iterdir()} == {"spin", "rspo", "pairwise"}
     asked = [
         [row["prompt"] for row in read_rows(found.root / name / path / "00000.jsonl")]
@@ -325,7 +328,7 @@ def test_a_model_that_writes_text_is_judged_on_what_it_was_evaluated_on(tmp_path
     assert asked[:2] == asked[2:]
     assert not set(asked[0]) & set(asked[1])
     with pytest.raises(InputError, match="answers other prompts"):
-        evaluated(RunDirectory(found.root / "rspo"), None, [])
+        evaluation_responses(RunDirectory(found.root / "rspo"), None, [])
 
 
 # --- the same budget ------------------------------------------------------------------------------
@@ -383,7 +386,7 @@ def test_what_does_not_fit_is_left_out_with_the_reason(tmp_path: Path, monkeypat
     assert "train.batch_size=80" in found.skipped["inpo"]
     record = found.record()
     assert record["skipped"][0] == {"recipe": "spin", "reason": found.skipped["spin"]}
-    assert any("spin: left out: data.answer" in note for note in side_by_side.notes(record))
+    assert any("spin: left out: data.answer" in note for note in comparison_report.notes(record))
     assert not (tmp_path / "c" / "spin").exists()
 
 
@@ -483,7 +486,7 @@ def test_nothing_is_cut_off_however_narrow_the_console(whole: Path) -> None:
     record = record_of(whole)
     for width in (40, 80, 120, 160):
         console = Console(file=io.StringIO(), width=width)
-        console.print(side_by_side.table(record, console))
+        console.print(comparison_report.table(record, console))
         shown = console.file.getvalue()
         assert "…" not in shown
         for text in ("sppo", "rspo", "regression", "reverse_kl, τ=0.1", "480", "320"):
@@ -499,7 +502,7 @@ def test_a_matrix_of_many_is_shown_in_parts(whole: Path) -> None:
     record["pairwise"] |= {"policies": [f"policy_{i}" for i in range(n)], "win_rate": rates}
     for width, parts in ((200, 1), (80, 2), (40, 4)):
         console = Console(file=io.StringIO(), width=width)
-        found = side_by_side.matrix(record, console)
+        found = comparison_report.matrix(record, console)
         assert len(found) == parts
         console.print(*found, sep="\n")
         shown = console.file.getvalue()
@@ -537,32 +540,41 @@ def test_notes_say_what_is_not_to_be_expected_of_a_recipe(whole: Path) -> None:
     record = record_of(whole)
     average, last = record["recipes"]
     assert (average["reaches"], last["reaches"]) == (True, True)
-    assert side_by_side.notes(record) == [f"sppo: {side_by_side.CLAIMED['average']}"]
+    assert comparison_report.notes(record) == [f"sppo: {comparison_report.CLAIMED['average']}"]
     last |= {"reaches": False}
     average |= {"claims": "neither"}
-    assert side_by_side.notes(record) == [
-        f"sppo: {side_by_side.CLAIMED['neither']}",
-        f"rspo: {side_by_side.FITTED}",
+    assert comparison_report.notes(record) == [
+        f"sppo: {comparison_report.CLAIMED['neither']}",
+        f"rspo: {comparison_report.FITTED}",
     ]
     last |= {"kl_to_equilibrium": None}
-    assert len(side_by_side.notes(record)) == 1
+    assert len(comparison_report.notes(record)) == 1
 
 
 def test_the_picture_has_a_curve_for_each_recipe_in_each_panel(whole: Path) -> None:
     record = record_of(whole)
     again = json.loads(json.dumps(record["recipes"][0])) | {"recipe": "spo", "fit": "other"}
     record["recipes"].append(again)
-    figure = side_by_side.picture(record)
+    figure = comparison_report.picture(record)
     *panels, key = figure.axes
     titles = [axes.get_title(loc="left") for axes in panels]
-    assert titles == [side_by_side.PANELS[name] for name in side_by_side.PANELS][:3]
-    for axes, name in zip(panels, side_by_side.PANELS, strict=False):
+    assert titles == ["KL(π*‖π_t) in nats", "win rate over μ", "KL to μ in nats"]
+    names = ("kl_to_equilibrium", "win_rate", "kl_to_reference")
+    for axes, name in zip(panels, names, strict=True):
         for line, row in zip(axes.lines, record["recipes"], strict=True):
             assert list(line.get_xdata()) == [0, 240, 480]
             assert list(line.get_ydata()) == [point[name] for point in row["trace"]]
     looks = [(line.get_color(), line.get_linestyle()) for line in panels[0].lines]
     assert looks == [(style.RULES["mwu"][0], "-"), (style.RULES["gmmd"][0], "-"),
                      (style.RULES["mwu"][0], "--")]  # fmt: skip
+    assert "bars" not in figure.get_suptitle()
+    record["recipes"][0]["trace"][1]["standard_errors"] = {"win_rate": 0.1}
+    figure = comparison_report.picture(record)
+    assert [len(axes.collections) for axes in figure.axes] == [0, 1, 0, 0]
+    (bar,) = figure.axes[1].collections[0].get_segments()
+    middle = record["recipes"][0]["trace"][1]["win_rate"]
+    assert bar[:, 1] == pytest.approx([middle - 0.1, middle + 0.1])
+    assert "bars: ± one standard error" in figure.get_suptitle()
     legend = key.get_legend()
     texts = [text.get_text() for text in legend.get_texts()]
     assert texts == ["sppo   [mwu × regression]", "rspo   [gmmd × regression]",
@@ -574,7 +586,7 @@ def test_the_panels_of_a_game_that_is_not_known_are_others(whole: Path) -> None:
     for row in record["recipes"]:
         for point in row["trace"]:
             point["kl_to_equilibrium"] = None
-    figure = side_by_side.picture(record)
+    figure = comparison_report.picture(record)
     titles = [axes.get_title(loc="left") for axes in figure.axes[:3]]
     assert titles == ["win rate over μ", "KL to μ in nats", "length in tokens"]
 

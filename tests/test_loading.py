@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -131,6 +132,183 @@ def test_wins_and_ties(tmp_path: Path) -> None:
     np.testing.assert_array_equal(game.payoff, [[0.5, 0.75], [0.25, 0.5]])
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [("wins", "ties"), ("Wins", "DRAWS"), ("won", "drawn"), ("win_counts", "num_draws"),
+     ("payoff", "tie"), ("victories", "nDraws"), (" wins", "Tie Counts"), ("counts", "stalemates")],
+)  # fmt: skip
+@pytest.mark.parametrize("ending", [".json", ".npz"])
+def test_ties_are_used_under_any_usual_key(tmp_path: Path, keys: tuple[str, str], ending) -> None:
+    wins, ties = [[0, 6, 1], [2, 0, 5], [4, 3, 0]], [[0, 2, 0], [2, 0, 2], [0, 2, 0]]
+    content = {keys[0]: wins, keys[1]: ties, "losses": np.transpose(wins).tolist(), "year": 2024}
+    path = tmp_path / f"game{ending}"
+    if ending == ".json":
+        write(tmp_path, path.name, json.dumps(content))
+    else:
+        np.savez(path, **content)
+    payoff = load(path, kind="wins").payoff
+    # (w + t/2)/games: 7/10, 1/5, 6/10
+    np.testing.assert_allclose(payoff, [[0.5, 0.7, 0.2], [0.3, 0.5, 0.6], [0.8, 0.4, 0.5]])
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "message"),
+    [
+        ({"wins": [[0, 3], [1, 0]], "losses": [[0, 3], [1, 0]]}, "wins", "transpose of wins"),
+        ({"wins": [[0, 3], [1, 0]], "losses": [[0, 3]]}, "wins", "wins have shape .* but losses"),
+        ({"wins": [[0, 3], [1, 0]], "byes": [[0, 1], [1, 0]]}, "wins", "table 'byes' is not known"),
+        ({"wins": [[0, 3], [1, 0]], "tie": [[0]], "draw": [[0]]}, "wins", "both 'tie' and 'draw'"),
+        ({"Losses": [[0, 3], [1, 0]]}, "wins", "contains 'Losses'; the table must be under"),
+        ({"wins": [[0, 3], [1, 0]], "tie_rate": [[0, 1], [1, 0]]}, "wins", "both be counts"),
+        ({"payoff": [[0.5]], "Draws": [[0]]}, "preference", "table of ties; .*--as wins"),
+        ({"payoff": [[0]], "lost": [[0]]}, "zero_sum", "table of losses; .*--as wins"),
+    ],
+)
+def test_further_counts_are_never_dropped(tmp_path: Path, content, kind, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load(write(tmp_path, "game.json", json.dumps(content)), kind)
+
+
+# --- files of spreadsheets and data frames
+
+ZERO_SUM = [[3.0, -1.0, 2.0], [-2.0, 4.0, 1.0]]
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "rows"),
+    [
+        (",left,mid,right\n0,3.0,-1.0,2.0\n1,-2.0,4.0,1.0\n", ("left", "mid", "right"), None),
+        (",l,m,r\n1,3,-1,2\n2,-2,4,1\n", ("l", "m", "r"), None),
+        ("id,l,m,r\n7,3.0,-1.0,2.0\n8,-2.0,4.0,1.0\n", ("l", "m", "r"), ("7", "8")),
+        ("Unnamed: 0,l,m,r\n0,3,-1,2\n1,-2,4,1\n", ("l", "m", "r"), None),
+        (",Unnamed: 0,l,m,r\n0,0,3,-1,2\n1,1,-2,4,1\n", ("l", "m", "r"), None),
+        (",0,1,2\n0,3.0,-1.0,2.0\n1,-2.0,4.0,1.0\n", ("0", "1", "2"), ("0", "1")),
+        ("0,1,2\n0,3.0,-1.0,2.0\n1,-2.0,4.0,1.0\n", ("0", "1", "2"), ("0", "1")),
+        ("l,m,r\r3,-1,2\r-2,4,1\r", ("l", "m", "r"), None),
+        ('"l;x","m;y",r\n3,-1,2\n-2,4,1\n', ("l;x", "m;y", "r"), None),
+        ("l;m;r\n3;-1;2\n-2;4;1\n", ("l", "m", "r"), None),
+        ("l,m,r\n300%,-100%,200%\n-200%,400%,100%\n", ("l", "m", "r"), None),
+    ],
+)
+def test_rectangular_tables_with_an_index(tmp_path: Path, text: str, columns, rows) -> None:
+    game = load(write(tmp_path, "game.csv", text), "zero_sum")
+    np.testing.assert_array_equal(game.payoff, ZERO_SUM)
+    assert (game.column_labels, game.row_labels) == (columns, rows)
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        (",a,b,c\n0,0.5,0.2,0.6\n1,0.8,0.5,0.1\n2,0.4,0.9,0.5", ("a", "b", "c")),
+        ("x,a,b,c\n7,0.5,0.2,0.6\n8,0.8,0.5,0.1\n9,0.4,0.9,0.5", None),
+        ("0,1,2\n0.5,0.2,0.6\n0.8,0.5,0.1\n0.4,0.9,0.5", ("0", "1", "2")),
+        ("0,0.5,0.2,0.6\n1,0.8,0.5,0.1\n2,0.4,0.9,0.5", None),
+        ("step,100,200,300\n100,0.5,0.2,0.6\n200,0.8,0.5,0.1\n300,0.4,0.9,0.5", None),
+        ("50%,20%,60%\n80%,50%,10%\n40%,90%,50%", None),
+        (",a,b,c\na,nan,0.2,0.6\nb,0.8,,0.1\nc,0.4,0.9,-", ("a", "b", "c")),
+    ],
+)
+def test_square_tables_with_an_index(tmp_path: Path, text: str, labels) -> None:
+    path = write(tmp_path, "game.csv", text)
+    if text.startswith("x,"):
+        with pytest.raises(InputError, match="different labels"):
+            load(path)
+        return
+    game = load(path)
+    np.testing.assert_array_equal(game.payoff, FAIR_PAYOFF)
+    assert game.labels == (("100", "200", "300") if text.startswith("step") else labels)
+
+
+def test_old_line_ends_of_text_files(tmp_path: Path) -> None:
+    for end in ("\r", "\r\n", "\n"):
+        text = end.join(["# a comment", "0.5 0.2 0.6", "0.8 0.5 0.1", "0.4 0.9 0.5", ""])
+        np.testing.assert_array_equal(load(write(tmp_path, "g.txt", text)).payoff, FAIR_PAYOFF)
+
+
+def test_a_data_frame_printed_as_text(tmp_path: Path) -> None:
+    text = "     0    1    2\n0  0.5  0.2  0.6\n1  0.8  0.5  0.1\n2  0.4  0.9  0.5\n"
+    game = load(write(tmp_path, "game.txt", text))
+    np.testing.assert_array_equal(game.payoff, FAIR_PAYOFF)
+    assert game.labels == ("0", "1", "2")
+
+
+@pytest.mark.parametrize("missing", ["nan", "NaN", "null", "None"])
+def test_a_missing_diagonal_is_filled_in(tmp_path: Path, missing: str) -> None:
+    json_null = "null" if missing in ("null", "None") else "NaN"
+    table = [[json_null, "0.25"], ["0.75", json_null]]
+    rows = ", ".join(f"[{', '.join(row)}]" for row in table)
+    np.testing.assert_array_equal(
+        load(write(tmp_path, "game.json", f"[{rows}]")).payoff, [[0.5, 0.25], [0.75, 0.5]]
+    )
+    text = f"{missing} 3\n-3 {missing}\n"
+    payoff = load(write(tmp_path, "game.txt", text), "skew").payoff
+    np.testing.assert_array_equal(payoff, [[0, 3], [-3, 0]])
+    text = f"{missing} 3\n1 {missing}\n"
+    payoff = load(write(tmp_path, "game.txt", text), "wins").payoff
+    np.testing.assert_array_equal(payoff, [[0.5, 0.75], [0.25, 0.5]])
+    with pytest.raises(InputError, match="row 1, column 1 is nan"):
+        load(tmp_path / "game.txt", "zero_sum")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0,1,2\n3.0,-1.0,2.0\n-2.0,4.0,1.0\n", "first row .0, 1, 2. could be a header"),
+        ("1,2,3\n3.0,-1.0,2.0\n-2.0,4.0,1.0\n", "first row .1, 2, 3. could be a header"),
+        ("0,1,2\n3,-1,2\n-2,4,1\n", "delete it if it is a header, or write .* decimal point"),
+        ("0,3.0,-1.0\n1,-2.0,4.0\n", "the first column .0, 1. could be an index"),
+        ("x,l,r\n0,3.0,-1.0\n1,-2.0,4.0\n", "column 'x' .0, 1. could be an index"),
+    ],
+)
+def test_what_could_be_labels_or_payoffs_is_refused(tmp_path: Path, text: str, message) -> None:
+    with pytest.raises(InputError, match=message):
+        load(write(tmp_path, "game.csv", text), "zero_sum")
+
+
+def test_small_whole_numbers_are_payoffs(tmp_path: Path) -> None:
+    for table in ([[0, 1], [1, -1000]], [[1, 2, 3], [4, 5, 6]], [[0, 1], [2, 0], [1, 2]]):
+        text = "\n".join(",".join(map(str, row)) for row in table)
+        payoff = load(write(tmp_path, "game.csv", text), "zero_sum").payoff
+        np.testing.assert_array_equal(payoff, table)
+    wins = load(write(tmp_path, "game.csv", "0,1,2\n2,0,1\n1,2,0"), "wins").payoff
+    assert wins[0, 1] == pytest.approx(1 / 3)
+
+
+ADVICE = [
+    ([[0, 0.2, 0.6], [0.8, 0, 0.1], [0.4, 0.9, 0]], "preference", "set the diagonal to 0.5"),
+    ([[1, 0.2, 0.6], [0.8, 1, 0.1], [0.4, 0.9, 1]], "preference", "set the diagonal to 0.5"),
+    ([[0, 1, 1], [0, 0, 1], [0, 0, 0]], "preference", "set the diagonal to 0.5"),
+    ([[0, 0.2, 0.6], [0, 0, 0.1], [0, 0, 0]], "preference", "only one triangle .* lower one"),
+    ([[0.5, 0, 0], [0.8, 0.5, 0], [0.4, 0.9, 0.5]], "preference", "only one triangle .* upper"),
+    ([[0, 2, 3], [0, 0, 4], [0, 0, 0]], "skew", r"only one triangle .* lower one .-A,"),
+    ([[50, 20], [80, 50]], "preference", "percentages: divide by 100"),
+    ([[0, 20.4], [79.5, 0]], "preference", "percentages: divide by 100"),
+    ([[0.5, 0.333], [0.666, 0.5]], "preference", "rounded: use more digits, or average"),
+    ([[0, 1.5], [-1.51, 0]], "skew", "rounded: use more digits, or average"),
+    ([[0.1, 2], [-2, 0.1]], "skew", "set the diagonal to 0"),
+    ([[3, -1], [-2, 4]], "preference", "payoffs of a row player are read --as zero_sum"),
+    ([[0, 7], [2, 0]], "preference", "the file fits --as wins"),
+    ([[7, 0.5, 0.2], [9, 0.8, 0.5]], "preference", "first column looks like an index: delete"),
+    ([[5, 8], [0.5, 0.2], [0.8, 0.5]], "preference", "first row looks like a header: delete"),
+    ([[1, 2, 0], [1, 3, 1], [2, 3, 1], [3, 1, 0]], "wins", "count a list of matches first"),
+]
+
+
+@pytest.mark.parametrize(("table", "kind", "message"), ADVICE)
+def test_advice_fits_the_table(tmp_path: Path, table, kind: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        load(write(tmp_path, "game.json", json.dumps(table)), kind)
+    assert str(caught.value).count("; ") == 2  # what is wrong, the rule, the advice
+    if "zero_sum" not in message:
+        assert "zero_sum" not in str(caught.value)
+
+
+def test_advice_for_half_precision(tmp_path: Path) -> None:
+    np.save(tmp_path / "game.npy", np.array(FAIR_PAYOFF, dtype=np.float16))
+    with pytest.raises(InputError, match="the table seems to be rounded"):
+        load(tmp_path / "game.npy")
+
+
 # --- files that hold no game
 
 
@@ -171,19 +349,48 @@ def npy(array: np.ndarray) -> bytes:
             "preference",
             "line 1 has commas; rename the file to .csv",
         ),
-        ("a.csv", "0.5,nan\n0.8,0.5\n", "preference", "row 1, column 2 is nan"),
+        (
+            "a.csv",
+            "0.5,nan\nnan,0.5\n",
+            "preference",
+            "row 1, column 2 is nan; .*win counts and a prior",
+        ),
         ("a.csv", "b,a\na,0.5,0.2\nb,0.8,0.5\n", "preference", "in the same order"),
         ("a.csv", '"' + 200_000 * "x", "preference", "line 1 could not be parsed"),
         ("a.csv", "1,2,3\n4,5,6\n", "preference", "2 x 3; .*--as zero_sum"),
         ("a.csv", "0,-2\n2,0\n", "preference", "row 1, column 2 is -2; .*--as skew"),
         ("a.csv", "0,3,0\n1,0,0\n0,0,0\n", "preference", "--as wins"),
-        ("a.csv", "0.5,0.7\n0.2,0.5\n", "preference", "add up to 1; .*--as zero_sum"),
-        ("a.csv", "0,0.7\n0.2,0\n", "preference", "--as zero_sum"),  # no counts
+        ("a.csv", "0.5,0.7\n0.2,0.5\n", "preference", r"add up to 1$"),
+        ("a.csv", "0,0.7\n0.2,0\n", "preference", r"must be 0.5$"),  # no counts
         ("a.csv", "0.5,0.7\n0.3,0.5\n", "skew", "diagonal must be 0; .*--as preference"),
         ("a.csv", "0.5,0.7\n0.3,0.5\n", "wins", "must be 0; .*--as preference"),
         ("a.csv", "0,3,0\n1,0,1\n0,2,0\n", "wins", r"column 3: this pair never met; .*Python\)$"),
+        (
+            "a.csv",
+            "a,b,c\nx,y,1\ny,z,0\n",
+            "wins",
+            r"line 2 looks like a match .x, y, 1.; .*square",
+        ),
+        ("a.csv", "id,winner\n1,2\n", "wins", "looks like a match"),
+        ("a.csv", ",a,b,c\na,0,,\nb,1,0,\nc,1,1,0\n", "wins", "the upper triangle .* is missing"),
+        ("a.csv", "9" * 5000 + ",1\n1,2", "zero_sum", "row 1, column 1 is inf"),
+        ("a.json", f"[[0.5, 1{5000 * '0'}], [1, 2]]", "preference", "5001 digits is too large"),
+        ("a.json", '{"wins": [[0]], "wins": [[1]]}', "wins", "the key 'wins' occurs twice"),
+        ("a.json", "[" * 10_000 + "]" * 10_000, "preference", "invalid JSON: nested too deeply"),
+        (
+            "a.json",
+            '{"payoff": [[0.5]], "labels": ["\\ud800"]}',
+            "preference",
+            "unpaired surrogate",
+        ),
         ("a.json", "{", "preference", "invalid JSON: Expecting .* line 1"),
         ("a.json", "[" * 100_000, "preference", "invalid JSON"),
+        (
+            "a.json",
+            '[{"winner": "a", "loser": "b"}]',
+            "wins",
+            "payoff holds records; a list of match",
+        ),
         ("a.json", "3", "preference", "payoff must be a list of rows"),
         ("a.json", "[]", "preference", "payoff must be a list of rows"),
         ("a.json", "[[]]", "preference", "empty"),
@@ -264,6 +471,23 @@ def test_paths_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "loop.csv").symlink_to(tmp_path / "loop.csv")
     with pytest.raises(InputError, match=r"loop.csv: cannot be read: Too many levels"):
         load(tmp_path / "loop.csv")
+
+
+@pytest.mark.parametrize("ending", [".csv", ".txt", ".json", ".npy", ".npz"])
+def test_only_regular_files_are_read(tmp_path: Path, ending: str) -> None:
+    os.mkfifo(tmp_path / f"pipe{ending}")
+    (tmp_path / f"link{ending}").symlink_to(tmp_path / f"pipe{ending}")
+    for name in ("pipe", "link"):
+        with pytest.raises(InputError, match=f"{name}{ending}: not a regular file"):
+            load(tmp_path / f"{name}{ending}")
+
+
+@pytest.mark.parametrize("name", [300 * "x", "nul\0", "surrogate\ud800"])
+def test_names_that_no_file_can_have(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match=r"(cannot be read|no such file)"):
+        load(tmp_path / f"{name}.csv")
+    with pytest.raises(InputError, match=r"(cannot be read|no such file)"):
+        load_reference(tmp_path / f"{name}.csv", 2)
 
 
 def test_kinds_and_priors_that_do_not_exist(tmp_path: Path) -> None:

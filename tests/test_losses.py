@@ -191,7 +191,7 @@ def policy_gradient(plays: Plays, rule) -> np.ndarray:
     items = fit.items(plays, update)
     rows = (torch.log_softmax(at, -1) if exact else at)[torch.tensor(items.index)]
     columns = {name: torch.tensor(column) for name, column in items.columns.items()}
-    loss = (torch.tensor(items.weight) * fit.loss(rows, columns)).sum()
+    loss = (torch.tensor(items.weight) * fit.loss(rows, columns, items.regularizer)).sum()
     return torch.autograd.grad(loss, at)[0].numpy()
 
 

@@ -24,8 +24,8 @@ from solvers.rates import (
     theory_step,
 )
 from solvers.rules import RULES
-from solvers.theory import harmonic
 from solvers.solve import kl_divergence, spin_target
+from solvers.theory import harmonic
 from tests.strategies import (
     divergences,
     games,

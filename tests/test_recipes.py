@@ -65,10 +65,10 @@ def test_another_fit_or_rule_does_not_inherit_options() -> None:
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        ({"a": {"extends": "a.yaml"}}, "a.yaml: extends a.yaml, which extends it again"),
+        ({"a": {"extends": "a.yaml"}}, "a.yaml: extends a.yaml, which extends this file"),
         (
             {"a": {"extends": "b.yaml"}, "b": {"extends": "c.yaml"}, "c": {"extends": "b.yaml"}},
-            "c.yaml: extends b.yaml, which extends it again",
+            "c.yaml: extends b.yaml, which extends this file",
         ),
         (
             {"a": {"extends": "embeded-game"}},
@@ -161,7 +161,7 @@ def test_the_rule_and_the_fit_of_a_recipe_go_together(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_unregularised_recipe_leaves_nothing_of_a_regulariser(name: str) -> None:
+def test_an_unregularized_recipe_leaves_nothing_of_a_regularizer(name: str) -> None:
     config = load_config("mistral-7b-rspo", [f"recipe={name}"])
     rule, _ = rule_and_fit(config)
     if not rule.regularized:

@@ -24,6 +24,7 @@ from solvers.rules import (
     mixture_opponent,
     tau_from_lam,
 )
+from solvers.theory import harmonic
 from tests.strategies import (
     divergences,
     games,
@@ -363,8 +364,8 @@ PLAIN = Plays.exact(P, PI, MU)
         (lambda: get_rule("alpha_spin", memory="two"), "memory = two must be 1, 2, … or inf"),
         (lambda: get_rule("mpo", magnet_every="two"), "magnet_every = two must be 1, 2, …"),
         (lambda: get_rule("mpo", magnet_every=math.inf), "magnet_every = inf must be 1, 2, …"),
-        (lambda: get_rule("mnpo", eta=1.0)(PLAIN), "looks at 'average'"),
-        (lambda: replace(RULES["optimistic_mwu"], eta=1.0)(PLAIN), "name it in its `needs`"),
+        (lambda: get_rule("mnpo", eta=1.0)(PLAIN), "requires 'average'"),
+        (lambda: replace(RULES["optimistic_mwu"], eta=1.0)(PLAIN), "declare it in `needs`"),
         (lambda: RULES["dpo"](Plays.exact(2 * P, PI, MU)), "payoffs between 0 and 1"),
         (lambda: RULES["dpo"](Plays(P, PLAIN.own, PLAYS.own)), "a policy plays itself by"),
         (lambda: get_rule("no.such.module:rule"), "cannot be imported"),
@@ -389,8 +390,13 @@ def test_bad_settings(call, hint):
 def test_which_rules_mix_with_the_reference():
     mixing = {name for name, rule in RULES.items() if rule.mixes}
     assert mixing == {"nash_md", "mnpo", "ipo_md", "spin", "alpha_spin"}
-    assert replace(RULES["gmmd"], opponent=mixture_opponent).mixes
-    assert replace(RULES["mwu"], anchor=mixture_anchor).mixes
+    quarter = {"mixture_share": lambda eta, tau: 0.25}
+    for rule in (
+        replace(RULES["gmmd"], opponent=mixture_opponent, **quarter),
+        replace(RULES["mwu"], anchor=mixture_anchor, **quarter),
+    ):
+        assert rule.mixes
+        assert rule.share(1.0) == 0.25
 
 
 def test_aliases_and_own_rules():

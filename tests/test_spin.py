@@ -13,6 +13,8 @@ from rich.console import Console
 from llm import load_config
 from llm.data.prompts import load_prompts
 from llm.embedded import game, resolve
+from llm.evaluation.exact import EnumeratedGame
+from llm.evaluation.metrics import METRICS, Evaluation, measure_all
 from llm.run.setup import prepare, rule_and_fit, target_lines
 from llm.sources import source_of
 from llm.storage.chunks import World
@@ -38,7 +40,7 @@ SILENT = Console(file=io.StringIO())
 
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llm.run.session.draw_curves", lambda path, rows: False)
+    monkeypatch.setattr("llm.run.session.draw_curves", lambda *given: False)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,7 @@ def pooled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three iterations with two past policies as opponents and two generations to train on."""
     path = tmp_path_factory.mktemp("runs") / "pooled"
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("llm.run.session.draw_curves", lambda path, rows: False)
+        patched.setattr("llm.run.session.draw_curves", lambda *given: False)
         run(path, *POOLED)
     return path
 
@@ -137,7 +139,7 @@ def test_the_exact_companion_is_the_rule_on_the_data(tmp_path: Path) -> None:
     words = (*SPIN, f"output_dir={tmp_path}", "rule_options={alpha: 0.8, memory: 2}", "eta=0.5")
     parts = prepare(load_config("embedded-game", words), World())
     known = parts.exact
-    assert known is not None
+    assert isinstance(known, EnumeratedGame)
     logp_data, logp_ref = game.data(), known.logp_ref
     iterates = [logp_ref, logp_ref]
     for _ in range(4):  # α-SPIN, by hand
@@ -148,7 +150,8 @@ def test_the_exact_companion_is_the_rule_on_the_data(tmp_path: Path) -> None:
     theta = (0.2 * logp_ref + 0.5 * logp_data) / 0.7
     star = theta - np.log(np.exp(theta).sum(-1, keepdims=True))
     np.testing.assert_allclose(known.logp_star, star, atol=1e-10)
-    measured = known.measure(parts.policy, 0, [])
+    evaluation = Evaluation.of_all_responses(known, parts.policy, t=0)
+    measured = measure_all(evaluation, METRICS)
     assert measured["kl_to_exact_iterate"] == pytest.approx(0, abs=1e-9)
     assert measured["target"] == "the distribution of the answers, pulled towards μ by 1 − α = 0.2"
 

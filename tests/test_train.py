@@ -30,9 +30,9 @@ from llm.config.loading import shipped_configs
 from llm.config.schema import ModelConfig
 from llm.data.examples import Prompt
 from llm.embedded import HERE, game
-from llm.embedded.judges import embedded_judge
-from llm.evaluation import measure
-from llm.judges import build_judge
+from llm.evaluation.metrics import METRICS, Evaluation, measure_all
+from llm.judges.build import build_judge
+from llm.judges.stored import judge_responses
 from llm.policy import fitting
 from llm.policy.log_probs import PromptResponse
 from llm.policy.model import Policy
@@ -102,7 +102,7 @@ def snapshot(path: Path) -> dict[Path, tuple[int, bytes]]:
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take as long as a small run."""
-    monkeypatch.setattr("llm.run.session.draw_curves", lambda path, rows: False)
+    monkeypatch.setattr("llm.run.session.draw_curves", lambda *given: False)
 
 
 @pytest.fixture(scope="module")
@@ -187,16 +187,21 @@ def test_wins_are_counted_for_the_policy_against_the_base(tmp_path: Path) -> Non
         row = {"responses": [text, text], "tokens": [[1, 2], [1]], "logp": [logp] * 2}
         return Responses(asked, [row | {"logp_ref": [-5.0, -5.0]}] * 3)
 
-    judge = build_judge("embedded", embedded_judge("length"))
-    work = Work(chunk_size=2)
+    judge = build_judge("embedded", "length")
+
+    def measure(directory: Path, own: Responses, reference: Responses) -> dict:
+        both = [ours + theirs for ours, theirs in zip(own.texts, reference.texts, strict=True)]
+        wins = judge_responses(Work(chunk_size=2), directory, judge, asked, both)[:, :2, 2:]
+        return measure_all(Evaluation.of_samples(own, reference, wins, t=0), METRICS)
+
     own, base = said("a b c d e f", -2.0), said("a", -5.0)
-    measured = measure.evaluate(work, tmp_path / "own", judge, own, base)
+    measured = measure(tmp_path / "own", own, base)
     assert measured["win_rate"] == pytest.approx(1 / (1 + math.exp(-0.5)))
     assert measured["kl_to_reference"] == pytest.approx(3.0)
     assert measured["entropy"] == pytest.approx(2.0)
     assert measured["length"] == 1.5
     assert measured["self_bleu"] == pytest.approx(1.0)
-    lost = measure.evaluate(work, tmp_path / "base", judge, base, own)
+    lost = measure(tmp_path / "base", base, own)
     assert lost["win_rate"] == pytest.approx(1 - measured["win_rate"])
 
 
@@ -569,7 +574,7 @@ def test_a_judge_that_breaks_in_the_middle_loses_nothing(
 
 def test_a_judge_that_tells_nothing_apart_is_refused(tmp_path: Path) -> None:
     words = (*JUDGED, "judge.path=tests.test_train:constant", "evaluation.prompts=0")
-    with pytest.raises(Interrupted, match=r"gives 0\.5 to every one"):
+    with pytest.raises(Interrupted, match=r"returned 0\.5 for all"):
         run(tmp_path / "run", *words)
     assert not (tmp_path / "run" / "iterations" / "000" / "preferences").exists()
     assert (tmp_path / "run" / "iterations" / "000" / "responses").exists()
@@ -643,7 +648,10 @@ def cut_weights(path: Path) -> str:
         ("data.chat_template=null", "no chat template"),
         ("data.max_prompt_length=1", "data"),
         ("sample.max_new_tokens=100", "exceed the context of 16 tokens"),
-        ("judge.path=taste", "judge.path=taste: embedded judges are game, styles, length"),
+        (
+            "judge.path=taste",
+            "judge.path=taste: unknown embedded judge; choose from game, styles, length",
+        ),
         ("rule=gmdm", "did you mean 'gmmd'"),
         ("rule=nowhere:rule", "rule 'nowhere:rule' cannot be imported"),
         ("regularizer=chi3", "chi2"),

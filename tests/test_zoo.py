@@ -84,6 +84,9 @@ def test_sizes_follow_a_colon(name: str, half: int) -> None:
         ("random:0", "the size must be a whole number"),
         ("random:1e3", "the size must be a whole number"),
         ("random:1000000", "to 20000"),
+        ("random:" + 5000 * "9", "random:9{50}.*: the size must be a whole number from 1 to 20000"),
+        ("random:٣", "the size must be a whole number"),
+        (5000 * "x", "unknown game 'x{57}...'"),
         ("cyclic:4", "n must be odd"),
         ("cyclic:1", "at least 3"),
         ("blade_chest:2", "at least 3"),
@@ -93,6 +96,7 @@ def test_names_that_make_no_game(spec: str, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         zoo.get(spec)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
 
 
 def test_default_has_one_equilibrium_on_three_of_ten() -> None:

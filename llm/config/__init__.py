@@ -1,1 +1,1 @@
-"""TODO config."""
+"""Run configuration: its schema, loading, help text and the recipes."""

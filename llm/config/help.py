@@ -1,4 +1,4 @@
-"""TODO llm.config.help."""
+"""The reference of all configuration fields that `--help` prints."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from llm.config.recipes import describe_recipes
 from llm.config.schema import TrainConfig
-from llm.config.section import all_fields, type_name
+from llm.config.section import all_fields, names, type_name
 
 
 def describe() -> str:
@@ -20,9 +20,13 @@ def describe() -> str:
             if f.default is MISSING and f.default_factory is MISSING
             else f"default {_show(f.default if f.default is not MISSING else {})}"
         )
-        choices = f" ({' | '.join(meta['choices'])})" if meta["choices"] else ""
-        lines.append(f"{name}  [{type_name(kind)}, {default}]\n    {meta['meaning']}{choices}")
-    about_recipes = "recipe=NAME puts a published method over the configuration, one of"
+        choices = names(meta["choices"] or meta["listed"])
+        # A path has no names to choose from; its meaning says when it is an import path.
+        if choices and meta["objects"]:
+            choices.append("package.module:object")
+        listed = f" ({' | '.join(choices)})" if choices else ""
+        lines.append(f"{name}  [{type_name(kind)}, {default}]\n    {meta['meaning']}{listed}")
+    about_recipes = "recipe=NAME applies a published method to the configuration, one of"
     return "\n".join([*lines, "", f"{about_recipes}:", describe_recipes()])
 
 

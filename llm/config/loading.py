@@ -1,8 +1,7 @@
-"""TODO llm.config.loading."""
+"""Loading, overriding, storing and comparing run configurations."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_origin
@@ -10,20 +9,30 @@ from typing import Any, get_origin
 import yaml
 
 from games.errors import InputError
+from games.lookup import suggestion
 from llm.config.recipes import merge, with_recipe
 from llm.config.schema import TrainConfig
-from llm.config.section import all_fields, field_names, flatten, unknown_name
+from llm.config.section import (
+    all_fields,
+    as_dict,
+    field_names,
+    flatten,
+    plain,
+    shorten,
+    unknown_field,
+    unsavable,
+)
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 def load_config(source: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """The configuration of a shipped name or a YAML file, changed by `key=value` words.
+    """The configuration with a shipped name or from a YAML file, changed by `key=value` words.
 
-    `recipe=NAME` among the words puts a recipe over the file; the other words win over it. In a
-    file, `extends: NAME|FILE` puts another configuration under its fields, and `recipe: NAME` a
-    recipe between the two. Without `output_dir` the run lives in runs/<name>, or
-    runs/<name>-<recipe>. Raises InputError on anything unknown.
+    `recipe=NAME` among the words applies a recipe to the file; the other words take precedence over
+    it. In a file, `extends: NAME|FILE` names a configuration whose fields it overrides, and
+    `recipe: NAME` a recipe that is applied between the two. The default `output_dir` is
+    runs/<name>, or runs/<name>-<recipe>. Raises InputError for anything unknown or malformed.
     """
     path = find_config(source)
     values = _read(path)
@@ -39,25 +48,25 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> TrainConfi
 
 
 def _read(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The fields of a file, with what it extends and its recipe under them."""
+    """The fields of a file, merged with those of the configuration and recipe that it builds on."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = _parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not a YAML file ({_first_line(error)})") from error
     if not isinstance(values, dict):
-        raise InputError(f"{path}: expected lines of `field: value`")
+        raise InputError(f"{path}: expected lines of the form `field: value`")
     base, recipe = values.pop("extends", None), values.pop("recipe", None)
     for key, name in (("extends", base), ("recipe", recipe)):
         if not isinstance(name, str | None):
-            raise InputError(f"{path}: {key}: expected one name, got {name!r}")
+            raise InputError(f"{path}: {key}: expected one name, got {shorten(name)}")
     under: dict[str, Any] = {}
     if base is not None:
         chain = (*extended_by, path.resolve())
         below = find_config(base, path.parent, f"{path}: extends")
         if below.resolve() in chain:
-            raise InputError(f"{path}: extends {base}, which extends it again")
+            raise InputError(f"{path}: extends {base}, which extends this file: remove one of them")
         under = _read(below, chain)
     if recipe is not None:
         under = with_recipe(under, recipe)
@@ -65,59 +74,93 @@ def _read(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def find_config(source: str | Path, directory: Path = Path(), what: str = "configuration") -> Path:
-    """The YAML file of a shipped name, or of a path, seen from a directory."""
+    """The YAML file of a shipped name, or of a path relative to a directory."""
     shipped = CONFIGS / f"{source}.yaml"
     if shipped.is_file():
         return shipped
     if (directory / source).is_file():
         return directory / source
-    raise unknown_name(str(source), shipped_configs(), what)
+    if (directory / source).exists():
+        raise InputError(f"{what}: {directory / source} is not a regular file")
+    if Path(source).suffix or "/" in str(source):
+        raise InputError(f"{what}: there is no file {shorten(str(source), 400)}")
+    hint = suggestion(source, shipped_configs())
+    raise InputError(f"{what}: there is no {shorten(str(source))}; {hint}")
 
 
 def shipped_configs() -> list[str]:
-    """Names of the configurations that come with the package."""
+    """Names of the configurations in the package."""
     return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 
 
 def split_override(word: str) -> tuple[str, Any]:
-    """`key=value` -> (key, value as YAML reads it)."""
+    """`key=value` -> (key, value parsed as YAML)."""
     key, equals, text = word.partition("=")
     if not equals or not key:
         raise InputError(f"{word}: expected key=value, such as seed=1 or train.batch_size=32")
     try:
-        return key, yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{key}: {text!r} is no YAML value ({_first_line(error)})") from error
+        return key, _parse_yaml(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{key}: {shorten(text)} is not a YAML value ({_first_line(error)})"
+        ) from error
+
+
+def _parse_yaml(text: str) -> Any:
+    """The value of a YAML text. Raises YAMLError, ValueError or RecursionError."""
+    value = yaml.safe_load(text)
+    _check_acyclic(value, set(), set())
+    return value
+
+
+def _check_acyclic(value: Any, path: set[int], checked: set[int]) -> None:
+    """Raises ValueError if a list or mapping contains itself, by an alias."""
+    if not isinstance(value, list | dict) or id(value) in checked:
+        return
+    if id(value) in path:
+        raise ValueError("an alias refers to the value that contains it")
+    for item in value if isinstance(value, list) else value.values():
+        _check_acyclic(item, path | {id(value)}, checked)
+    checked.add(id(value))
 
 
 def _override(values: dict[str, Any], word: str) -> None:
     key, value = split_override(word)
     mappings = [f"{name}." for name, _, kind in all_fields(TrainConfig) if get_origin(kind) is dict]
     if key not in field_names(TrainConfig) and not key.startswith(tuple(mappings)):
-        raise unknown_name(key, [*field_names(TrainConfig), "recipe"])
+        raise unknown_field(key, TrainConfig)
     *sections, last = key.split(".")
     here = values
     for name in sections:
         here = here.setdefault(name, {})
         if not isinstance(here, dict):
-            raise InputError(f"{name}: expected fields `name: value`, got {here!r}")
+            raise InputError(f"{name}: expected fields `name: value`, got {shorten(here)}")
     here[last] = value
 
 
 def to_yaml(config: TrainConfig) -> str:
-    """The whole configuration as YAML that `load_config` reads back to an equal one."""
-    values = dataclasses.asdict(config, dict_factory=lambda pairs: {k: _plain(v) for k, v in pairs})
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    """The configuration as YAML that `load_config` reads back to an equal one.
+
+    Objects are stored by their import path. One without an import path is stored as
+    `<NAME without an import path>`, which `load_config` refuses (see `unsavable`).
+    """
+    return yaml.safe_dump(as_dict(config), sort_keys=False, allow_unicode=True)
 
 
 def differences(old: TrainConfig, new: TrainConfig) -> tuple[list[str], list[str]]:
-    """(changes that a run cannot be continued under, changes that it can), `name: old -> new`."""
+    """(changes with which a run cannot be resumed, changes with which it can), `name: old -> new`.
+
+    The former include every object of `old` that has no import path.
+    """
     before, after, free = flatten(old), flatten(new), set(_may_change())
+    lost = unsavable(old)
     refused, allowed = [], []
     for name, value in after.items():
-        if before[name] != value:
-            line = f"{name}: {before[name]} -> {value}"
-            (allowed if name in free else refused).append(line)
+        was, now = plain(before[name]), plain(value)
+        if name in lost:
+            refused.append(f"{name}: {was} cannot be restored")
+        elif was != now:
+            (allowed if name in free else refused).append(f"{name}: {was} -> {now}")
     return refused, allowed
 
 
@@ -126,10 +169,6 @@ def _may_change() -> Iterator[str]:
     for name, f, _ in all_fields(TrainConfig):
         if f.metadata["may_change"]:
             yield name
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _first_line(error: Exception) -> str:

@@ -1,1 +1,1 @@
-"""TODO data."""
+"""Prompts and responses of a dataset: file formats, chat templates and tokens."""

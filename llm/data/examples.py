@@ -1,14 +1,17 @@
-"""TODO llm.data.examples."""
+"""Prompts and responses of a dataset, before tokenization."""
 
 from __future__ import annotations
 
+import ast
+import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from games.errors import InputError
 from llm.config.schema import DataConfig
-from llm.data.formats import READERS, Row, dataset_rows
+from llm.data.formats import READERS, RawRow, dataset_rows
 from llm.data.templates import template_text
 
 Message = dict[str, str]
@@ -16,10 +19,14 @@ Message = dict[str, str]
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation that ends with the user's turn, where it was read, and its tokens.
+    """A conversation that ends with the user's turn, its place in the data, and its tokens.
 
-    The answers of the data are one, or the chosen and the rejected one. Their tokens are what the
-    model would have had to generate after `token_ids`, end-of-sequence token included.
+    messages      the conversation
+    where         file and line, for messages
+    token_ids     its tokens, with the chat template
+    answer_texts  the dataset's responses: none, one, or the chosen and the rejected one
+    answers       their target tokens: what the model would have to generate after `token_ids`,
+                  including the end-of-sequence token
     """
 
     messages: tuple[Message, ...]
@@ -30,7 +37,7 @@ class Prompt:
 
     @property
     def text(self) -> str:
-        """The user's words; a conversation of several turns has each speaker's name in front."""
+        """The user's message; several messages are joined, each preceded by its role."""
         if len(self.messages) == 1:
             return self.messages[0]["content"]
         return "\n".join(f"{turn['role'].upper()}: {turn['content']}" for turn in self.messages)
@@ -38,7 +45,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Examples:
-    """What was read, before any tokenizer: a group for each split, in the order of the data."""
+    """The examples of a dataset: one group per split, in the order of the data."""
 
     groups: tuple[tuple[Prompt, ...], ...]
 
@@ -47,21 +54,25 @@ class Examples:
 
 
 def read_examples(data: DataConfig) -> Examples:
-    """The prompts, and the answers that `data` asks for, of every split that it names.
+    """The prompts, and the responses that `data` asks for, of every split that it names.
 
-    `data.path` is a .jsonl, .json, .csv or .parquet file, a dataset directory or a hub dataset;
-    only datasets have splits. Fields hold strings, or conversations as lists of {"role",
-    "content"}: the prompt ends with the user's last turn, the answer is the assistant's turn after
-    it. Everything that can be refused without a tokenizer is: raises InputError with the file and
-    line.
+    `data.path` is a .jsonl, .json, .csv or .parquet file, a dataset directory or a Hub dataset;
+    only datasets have splits. Columns contain strings, or conversations as lists of {"role",
+    "content"}: the prompt ends with the user's last turn, the response is the assistant's turn
+    after it. Raises InputError, with the file and line, for everything that can be checked without
+    a tokenizer.
     """
-    splits = data.split.split(",")
+    splits = [name.strip() for name in data.split.split(",")]
+    if repeated := [name for name in splits if splits.count(name) > 1]:
+        raise InputError(f"data.split={data.split}: contains {repeated[0]!r} twice; leave out one")
     if len(splits) > 1 and data.folds not in (1, len(splits)):
         raise InputError(
-            f"data.folds={data.folds}: data.split names {len(splits)} folds; leave data.folds out"
+            f"data.folds={data.folds}: data.split names {len(splits)} folds; leave out data.folds"
         )
     if data.rejected is not None and data.answer is None:
-        raise InputError("data.answer: missing; data.rejected needs the field of the chosen answer")
+        raise InputError(
+            "data.answer: missing; data.rejected needs the column of the chosen responses"
+        )
     if data.rejected is not None and data.rejected == data.answer:
         raise InputError(f"data.rejected={data.rejected}: is data.answer too; give two fields")
     template_text(data)
@@ -75,74 +86,134 @@ def _read_split(data: DataConfig, split: str) -> list[Prompt]:
     reader = READERS.get(file.suffix.lower())
     if reader is not None and not file.is_dir():
         if not file.is_file():
-            raise InputError(f"data.path={data.path}: there is no such file")
+            what = "not a regular file" if file.exists() else "no such file"
+            raise InputError(f"data.path={data.path}: {what}")
         if split != "train":
             raise InputError(
-                f"data.split={split}: {data.path} is a file without splits; leave it out"
+                f"data.split={split}: {data.path} is a file without splits; leave out data.split"
             )
         rows = reader(file, columns)
     else:
         rows = dataset_rows(data.path, columns, split)
     prompts = [_prompt(row, data, where) for where, row in rows]
     if not prompts:
-        raise InputError(f"data.path={data.path}: no prompts in it; give at least one")
+        raise InputError(f"data.path={data.path}: contains no prompts; give at least one")
     return prompts
 
 
-def _prompt(row: Row, data: DataConfig, where: str) -> Prompt:
-    value = row[data.field]
+def _prompt(row: RawRow, data: DataConfig, where: str) -> Prompt:
+    value = _content(row, data.field, where)
     if isinstance(value, str):
-        if data.answer == data.field:
+        if data.field in (data.answer, data.rejected):
+            key = "data.answer" if data.field == data.answer else "data.rejected"
             raise InputError(
-                f"{where}: {data.field!r} holds a text; prompt and answer share a field only as "
-                "chat messages: give another data.answer"
+                f"{where}: {data.field!r} is a string; only chat messages can contain both prompt "
+                f"and response: set {key} to another column"
             )
         asked: tuple[Message, ...] = ({"role": "user", "content": value},)
     else:
-        asked, _ = _parted(value, data.field, where)
+        asked, _ = _split_turns(value, data.field, where)
         if not asked:
-            raise InputError(f"{where}: {data.field!r} has no message of the user")
+            raise InputError(f"{where}: {data.field!r} has no user message")
+    if not asked[-1]["content"].strip():
+        raise InputError(f"{where}: the prompt in {data.field!r} is empty; fix or remove the row")
     answers = []
     if data.answer is not None:
-        answers.append(_answer(row[data.answer], data.answer, asked, data.field, where))
+        answers.append(_answer(row, data.answer, asked, data.field, where))
         if not answers[0].strip():
             raise InputError(
-                f"{where}: the answer in {data.answer!r} is empty; fill it in, or remove the row"
+                f"{where}: the response in {data.answer!r} is empty; fix or remove the row"
             )
     if data.rejected is not None:
-        answers.append(_answer(row[data.rejected], data.rejected, asked, data.field, where))
+        answers.append(_answer(row, data.rejected, asked, data.field, where))
     return Prompt(asked, where, answer_texts=tuple(answers))
 
 
-def _answer(value: Any, column: str, asked: tuple[Message, ...], field: str, where: str) -> str:
-    """The text, or the assistant's turn after the user's last in a conversation that asks that."""
+def _content(row: RawRow, column: str, where: str) -> Any:
+    """A value of a row: text, or messages, which are parsed if they were stored as text.
+
+    Raises InputError for text that looks like messages but cannot be parsed, and for lone
+    surrogates, which no tokenizer accepts.
+    """
+    value = row[column]
+    if isinstance(value, str) and _MESSAGES.match(value):
+        value = _parsed_messages(value, column, where)
+    texts = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+    for text in texts:
+        _check_surrogates(text.get("content") if isinstance(text, dict) else text, column, where)
+    return value
+
+
+# The beginning of a list of messages, or of one message, stored as text by JSON, Python or numpy.
+_MESSAGES = re.compile(
+    r"""\s* (?: array\( )? \s* (\[?) \s* \{ \s* ['"] (?: role|content|from|value ) ['"] \s* :""",
+    re.VERBOSE,
+)
+_KEYS = ({"role", "content"}, {"from", "value"})
+
+
+def _parsed_messages(text: str, column: str, where: str) -> Any:
+    """The messages in a text that begins like `_MESSAGES`; the text if it is something else."""
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            value = parse(text.strip())
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+        items = value if isinstance(value, list | tuple) else [value]
+        found = any(isinstance(x, dict) and any(keys <= {*x} for keys in _KEYS) for x in items)
+        return list(items) if found else text
+    is_list = (match := _MESSAGES.match(text)) is not None and match[1]
+    if not is_list and not any(all(key in text for key in keys) for keys in _KEYS):
+        return text
+    raise InputError(
+        f"{where}: {column!r} seems to contain chat messages that were stored as text and cannot "
+        "be parsed; store them as a list in a .jsonl or .parquet file"
+    )
+
+
+def _check_surrogates(text: Any, column: str, where: str) -> None:
+    if isinstance(text, str):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"{where}: {column!r} contains the lone surrogate {text[error.start]!a}, "
+                "which is not a valid character; fix or remove the row"
+            ) from error
+
+
+def _answer(row: RawRow, column: str, asked: tuple[Message, ...], field: str, where: str) -> str:
+    """A response: the string, or the assistant's turn after the user's last turn."""
+    value = _content(row, column, where)
     if isinstance(value, str):
         return value
-    before, after = _parted(value, column, where)
+    before, after = _split_turns(value, column, where)
     if [turn["role"] for turn in after] != ["assistant"]:
         found = ", ".join(turn["role"] for turn in after) or "none"
         raise InputError(
-            f"{where}: {column!r} must end with one turn of the assistant after the user's last, "
-            f"it has {found}; mend the row, or remove it"
+            f"{where}: {column!r} must have one assistant turn after the last user turn, "
+            f"it has {found}; fix or remove the row"
         )
-    if before and _spoken(before) != _spoken(asked):
+    if before and _without_system(before) != _without_system(asked):
         raise InputError(
-            f"{where}: {column!r} answers another conversation than {field!r} holds; "
-            f"set data.field={column}, or mend the row"
+            f"{where}: {column!r} responds to another conversation than {field!r}; "
+            f"set data.field={column}, or fix the row"
         )
     return after[0]["content"]
 
 
-def _spoken(turns: tuple[Message, ...]) -> list[tuple[str, str]]:
-    """Who said what; a prompt may have the system's words where its answers have not."""
+def _without_system(turns: tuple[Message, ...]) -> list[tuple[str, str]]:
+    """(role, text) of each turn; the system message may be missing in one of the columns."""
     return [(t["role"], t["content"].strip()) for t in turns if t["role"] != "system"]
 
 
-def _parted(value: Any, column: str, where: str) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
-    """A list of messages -> (the turns up to the user's last, those after it)."""
+def _split_turns(
+    value: Any, column: str, where: str
+) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
+    """A list of messages -> (the turns up to the user's last one, the turns after it)."""
     if not isinstance(value, list):
         raise InputError(
-            f"{where}: {column!r} holds {type(value).__name__}; give a string, "
+            f"{where}: {column!r} is a {type(value).__name__}; give a string "
             "or a list of chat messages"
         )
     turns = []

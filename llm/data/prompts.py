@@ -1,5 +1,4 @@
-"""Prompts and the answers of the data: read from a file or a dataset, put through the chat
-template, cut into folds."""
+"""The encoded prompts of a run: read, formatted by the chat template, split into folds."""
 
 from __future__ import annotations
 
@@ -23,14 +22,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PromptSet:
-    """The encoded prompts of a run: folds to train on, held-out ones, how many were too long."""
+    """The encoded prompts of a run: training folds, held-out prompts, number of dropped ones."""
 
     folds: tuple[tuple[Prompt, ...], ...]
     held_out: tuple[Prompt, ...]
     dropped: int
 
     def of_iteration(self, iteration: int, count: int | None = None) -> list[Prompt]:
-        """Fold t mod F whole, or its next `count` prompts, from the front again where it ends."""
+        """The prompts of fold t mod F, or the next `count` of them, wrapping around at its end."""
         fold = self.folds[iteration % len(self.folds)]
         if count is None:
             return list(fold)
@@ -48,14 +47,13 @@ def load_prompts(
     max_answer_tokens: int | None = None,
     examples: Examples | None = None,
 ) -> PromptSet:
-    """Encodes the examples (None: reads them), shuffles them by `seed`, cuts them into folds.
+    """Encodes the examples (None: reads them), shuffles them by `seed`, splits them into folds.
 
-    Folds are disjoint, cover all but the `held_out` prompts at the end, and differ in size by one
-    at most. Several splits (`data.split=a,b`) are the folds as they stand, and give up the held-out
-    prompts in turn. Where rows ask the same, the held-out prompts are different ones, and no row
-    that asks one of them is trained on. Answers end with one of `stop_ids` (none given: without),
-    unless they are cut at `max_answer_tokens`. Raises InputError naming the field, or the file and
-    line.
+    Folds are disjoint, contain all but the `held_out` prompts at the end, and differ in size by at
+    most one. Several splits (`data.split=a,b`) are the folds; the held-out prompts are then taken
+    from each in turn. If several rows have the same prompt, it is held out once, and none of these
+    rows is trained on. Responses end with one of `stop_ids`, if there are any, unless they are
+    truncated to `max_answer_tokens`. Raises InputError with the field, or the file and line.
     """
     examples = read_examples(data) if examples is None else examples
     groups = [encode(group, tokenizer, data) for group in examples.groups]
@@ -65,7 +63,7 @@ def load_prompts(
     kept, total = sum(map(len, groups)), len(examples)
     if kept < total:
         logger.warning(
-            "%d of %d prompts are longer than data.max_prompt_length=%d tokens and left out",
+            "%d of %d prompts are longer than data.max_prompt_length=%d tokens and were dropped",
             total - kept,
             total,
             data.max_prompt_length,
@@ -76,18 +74,19 @@ def load_prompts(
             groups = truncate_answers(groups, tokenizer, stop_ids, max_answer_tokens)
     held = _hold_out(groups, held_out)
     groups = [[prompt for prompt in group if prompt.token_ids not in held] for group in groups]
-    if len(examples.groups) == 1:
+    if len(examples.groups) == 1 and data.folds <= len(groups[0]):
         groups = [groups[0][i :: data.folds] for i in range(data.folds)]
-    if not all(groups):
+    folds = max(data.folds, len(groups))
+    if not all(groups) or len(groups) < folds:
         raise InputError(
-            f"data.path={data.path}: {kept} prompts are too few for {len(groups)} folds and "
-            f"evaluation.prompts={held_out}; give more prompts, or lower data.folds or that"
+            f"data.path={data.path}: {kept} prompts are too few for {folds} folds and "
+            f"evaluation.prompts={held_out}; give more prompts, or lower one of the two"
         )
     return PromptSet(tuple(map(tuple, groups)), tuple(held.values()), total - kept)
 
 
 def _hold_out(groups: list[list[Prompt]], count: int) -> dict[tuple[int, ...], Prompt]:
-    """{token ids: prompt} of that many different prompts from the groups' ends in turn."""
+    """{token ids: prompt}: `count` distinct prompts, taken from the ends of the groups in turn."""
     held: dict[tuple[int, ...], Prompt] = {}
     turn = 0
     while len(held) < count and any(groups):

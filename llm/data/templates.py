@@ -1,4 +1,4 @@
-"""Chat template files."""
+"""The chat template that the configuration names."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from games.errors import InputError
 from llm.config.schema import DataConfig
 from llm.data.formats import read_text
 
-RAW = "none"  # data.chat_template: prompts without a template
+RAW = "none"  # the value of data.chat_template for prompts without a template
 
 
 def template_text(data: DataConfig) -> str | None:
-    """The text of a template file; None where the tokenizer's own, or none, is asked for."""
+    """The text of the template file; None for the tokenizer's template and for no template."""
     if data.chat_template in (None, RAW):
         return None
     file = Path(data.chat_template)

@@ -1,4 +1,4 @@
-"""TODO llm.data.tokens."""
+"""Prompts and responses as tokens, formatted by the chat template."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ logger = logging.getLogger(__name__)
 def encode(
     prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, data: DataConfig
 ) -> list[Prompt]:
-    """The prompts of at most `data.max_prompt_length` tokens, template included, with their tokens.
+    """The prompts with their tokens, without those longer than `data.max_prompt_length`.
 
-    With `data.chat_template=none` the text stands as it is, between the special tokens that the
-    tokenizer itself puts around a text. Raises InputError when there is no template, when it fails,
-    and when no prompt is left.
+    The length includes the chat template. With `data.chat_template=none` the text is encoded as it
+    is, with the special tokens that the tokenizer adds by itself. Raises InputError if there is no
+    template, if it fails, and if no prompt is left.
     """
     render = _renderer(tokenizer, data)
     encoded = _token_ids(tokenizer, data, [render(prompt) for prompt in prompts])
@@ -33,15 +33,16 @@ def encode(
     for prompt, token_ids in zip(prompts, encoded, strict=True):
         if not token_ids:
             raise InputError(
-                f"{prompt.where}: gives no tokens; fill in the prompt, or set data.chat_template"
+                f"{prompt.where}: the prompt is empty after tokenization; fix or remove the row, "
+                "or set data.chat_template"
             )
         if len(token_ids) <= data.max_prompt_length:
             kept.append(replace(prompt, token_ids=tuple(token_ids)))
     if not kept:
         shortest = min(map(len, encoded))
         raise InputError(
-            f"data.max_prompt_length={data.max_prompt_length}: every prompt of {data.path} is "
-            f"longer; raise it, the shortest has {shortest} tokens"
+            f"data.max_prompt_length={data.max_prompt_length}: all prompts of {data.path} are "
+            f"longer, the shortest has {shortest} tokens; raise data.max_prompt_length"
         )
     return kept
 
@@ -52,12 +53,13 @@ def encode_answers(
     data: DataConfig,
     stop_ids: Collection[int],
 ) -> list[Prompt]:
-    """Encoded prompts with the tokens of their answers: up to the first stop token, and with it.
+    """Encoded prompts with the tokens of their responses, up to and including the first stop token.
 
-    They are what stands after the prompt's tokens where prompt and answer are put through the
-    template and tokenised as one text: so a space or a token that the template writes belongs to
-    the answer. Where that text does not go on from the prompt's tokens, it is the answer's text on
-    its own. Where there is no stop token, that of the template or the tokenizer is put at the end.
+    Prompt and response are formatted by the template and tokenized as one text; the response is
+    what follows the tokens of the prompt, so it includes spaces and tokens that the template
+    writes. If the tokens of this text do not begin with those of the prompt, the response's own
+    text is tokenized instead. If there is no stop token, that of the template or the tokenizer is
+    appended.
     """
     render = _renderer(tokenizer, data)
     asked = [prompt for prompt in prompts for _ in prompt.answer_texts]
@@ -68,12 +70,12 @@ def encode_answers(
     answers = []
     for i, prompt in enumerate(asked):
         length = len(prompt.token_ids)
-        goes_on = (
+        continues = (
             tuple(whole_ids[i][:length]) == prompt.token_ids
-            # Some templates leave the assistant's words out, or rewrite them.
+            # Some templates leave out or rewrite the assistant's text.
             and texts[i].strip() in whole[i][len(render(prompt)) :]
         )
-        if goes_on:
+        if continues:
             ids = whole_ids[i][length:]
         else:
             ids = tokenizer(texts[i], add_special_tokens=False)["input_ids"]
@@ -84,7 +86,9 @@ def encode_answers(
             written = [token for token in whole_ids[i] if token in stop_ids]
             ids = [*ids, *(written or default)[-1:]]
         if not ids:
-            raise InputError(f"{prompt.where}: its answer gives no tokens; fill it in")
+            raise InputError(
+                f"{prompt.where}: the response is empty after tokenization; fix or remove the row"
+            )
         answers.append(tuple(ids))
     each = iter(answers)
     return [replace(p, answers=tuple(next(each) for _ in p.answer_texts)) for p in prompts]
@@ -96,7 +100,7 @@ def truncate_answers(
     stop_ids: Collection[int],
     limit: int,
 ) -> list[list[Prompt]]:
-    """The answers as the sampler would have cut them; a warning counts those that lose words."""
+    """The responses truncated like sampled ones; a warning says how many were truncated."""
 
     def loses(answer: tuple[int, ...]) -> bool:
         return len(answer) - (answer[-1] in stop_ids) > limit
@@ -115,7 +119,8 @@ def truncate_answers(
     long = sum(map(loses, answers))
     if long:
         logger.warning(
-            "%d of %d answers are longer than sample.max_new_tokens=%d tokens and cut there",
+            "%d of %d responses of the dataset are longer than sample.max_new_tokens=%d tokens and "
+            "were truncated",
             long,
             len(answers),
             limit,
@@ -126,22 +131,20 @@ def truncate_answers(
 def _token_ids(
     tokenizer: PreTrainedTokenizerBase, data: DataConfig, texts: list[str]
 ) -> list[list[int]]:
-    # A template has written the special tokens already.
+    # A chat template contains the special tokens already.
     return tokenizer(texts, add_special_tokens=data.chat_template == RAW)["input_ids"]
 
 
 def _renderer(tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> Callable[..., str]:
-    """(prompt) -> the text that a model is asked with; (prompt, answer) -> that of both."""
+    """A function (prompt) -> the text of the prompt, (prompt, answer) -> the text of both."""
     if data.chat_template == RAW:
         above = f"{data.system_prompt}\n" if data.system_prompt else ""
         return lambda prompt, answer="": above + prompt.text + answer
-    import jinja2
-
     template = template_text(data)
     if template is None and tokenizer.chat_template is None:
         raise InputError(
             f"data.chat_template: the tokenizer of {tokenizer.name_or_path} has no chat template; "
-            "give a Jinja file, or none for raw prompts"
+            "give a Jinja file, or none for prompts without a template"
         )
     system = [{"role": "system", "content": data.system_prompt}] if data.system_prompt else []
 
@@ -154,10 +157,11 @@ def _renderer(tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> Callable[
                 tokenize=False,
                 add_generation_prompt=answer is None,
             )
-        except jinja2.TemplateError as error:
+        except Exception as error:  # a template may raise anything
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise InputError(
-                f"{prompt.where}: the chat template fails on it ({error}); mend the prompt, "
-                "or set data.chat_template"
+                f"{prompt.where}: the chat template fails ({reason}); fix the prompt, "
+                f"or set data.chat_template{' or data.system_prompt' * bool(system)}"
             ) from error
         return str(text)
 

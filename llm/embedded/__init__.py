@@ -1,7 +1,8 @@
-"""What comes with the package: two small models, their prompts, answers and judges.
+"""The models, prompts, responses and judges that are included in the package.
 
-`embedded:game` and `embedded:text` name them in `model.path` and `data.path`; with `data.answer`
-the data has the fields prompt, answer (of the data to imitate) and rejected (as the model answers).
+`embedded:game` and `embedded:text` are names for `model.path` and `data.path`. With `data.answer`
+the data has the columns prompt, answer (the reference response) and rejected (a response as the
+model would generate it).
 """
 
 from __future__ import annotations
@@ -10,28 +11,28 @@ from dataclasses import replace
 from pathlib import Path
 
 from games.errors import InputError
+from games.lookup import suggestion
 from llm.config.schema import TrainConfig
 
 PREFIX = "embedded:"
 HERE = Path(__file__).parent
-NAMES = ("game", "text", "mistral-7b")  # of the last only the shape
+NAMES = ("game", "text", "mistral-7b")  # the last one has no weights
 
 
 def directory(path: str) -> Path | None:
-    """The directory of an `embedded:` name; None for any other path."""
+    """The directory of an `embedded:` name; None for any other path. Raises InputError."""
     if not path.startswith(PREFIX):
         return None
     name = path.removeprefix(PREFIX)
     if name not in NAMES:
-        known = ", ".join(PREFIX + known for known in NAMES)
-        raise InputError(f"{path}: does not come with the package; choose from {known}")
+        raise InputError(f"{path}: no such embedded model or dataset; {suggestion(name, NAMES)}")
     return HERE / name
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
-    """The configuration with `embedded:` names put as paths of this installation.
+    """The configuration with `embedded:` names replaced by paths in this installation.
 
-    The data is answers.jsonl where `data.answer` asks for answers, else prompts.jsonl.
+    The data is answers.jsonl if `data.answer` is set, otherwise prompts.jsonl.
     """
     model, shape = directory(config.model.path), directory(config.model.random_from_config or "")
     if model is not None:

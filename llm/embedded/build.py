@@ -1,12 +1,12 @@
-"""Builds what comes with the package: `python -m llm.embedded.build text|game DIR`.
+"""Builds the embedded models: `python -m llm.embedded.build text|game DIR`.
 
-text  a byte-BPE Mistral of 0.3 million parameters, trained from nothing on `grammar`; about a
-      minute of CPU time
+text  a byte-level BPE Mistral with 0.3 million parameters, trained from scratch on `grammar`; about
+      a minute of CPU time
 game  a Mistral over five symbols, trained towards a random distribution over its 125 responses to
-      each of two prompts, and an intransitive preference between them
+      each of two prompts, and a non-transitive preference between them
 
-Each comes with answers of the data for SPIN, and rejected ones beside them for DPO; `text-answers`
-and `game-answers` write these alone, beside the model that is in DIR already.
+Both include chosen responses for SPIN and rejected ones for DPO; `text-answers` and `game-answers`
+write only these, for a model that is already in DIR.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
-# Styles of the five answers to a prompt of the text model, which itself prefers the first style.
+# Styles of the five responses to each prompt; the text model itself prefers the first style.
 DATA_STYLES = (0, 1, 2, 2, 2)
 DATA_KL = 0.5  # nats from the game's data distribution to its model
-GAME_ANSWERS = 1024  # to a prompt
+GAME_ANSWERS = 1024  # responses per prompt
 
 
 # ------------------------------------------------------------------ text
 
 
 def build_text(directory: Path, *, seed: int = 0, steps: int = 400, batch_size: int = 64) -> float:
-    """Trains the text model and writes it; its mean loss in nats a token on fresh answers."""
+    """Trains the text model and saves it; returns its mean loss in nats per token on new texts."""
     rng = np.random.default_rng(seed)
     tokenizer: Any = text_tokenizer(rng)
     config = MistralConfig(
@@ -99,12 +99,12 @@ def build_text(directory: Path, *, seed: int = 0, steps: int = 400, batch_size: 
 
 
 def build_text_answers(directory: Path, *, seed: int = 0) -> None:
-    """Five answers to every prompt, in DATA_STYLES; the rejected ones are the model's own kind."""
+    """Writes five responses per prompt in DATA_STYLES, and rejected ones in the model's styles."""
     rng = np.random.default_rng(seed)
     asked = [(topic, form) for topic in grammar.TOPICS for form in range(len(grammar.PROMPTS))]
     styles = rng.permuted(np.tile(DATA_STYLES, (len(asked), 1)), axis=1)
     rows = []
-    # All prompts once, then all again: in the order of the file, none comes early.
+    # Each pass over the prompts writes one response per prompt, so the file is balanced throughout.
     for chosen in styles.T:
         for (topic, form), style in zip(asked, chosen, strict=True):
             other = rng.choice(len(grammar.STYLES), p=grammar.SHARES)
@@ -117,7 +117,7 @@ def build_text_answers(directory: Path, *, seed: int = 0) -> None:
 
 
 def style_shares(directory: Path, samples: int = 20) -> list[float]:
-    """How the model shares its answers out between the styles, none of them with nothing."""
+    """Frequencies of the styles in the model's responses, smoothed so that none is zero."""
     policy = Policy.load(ModelConfig(path=str(directory), device="cpu"))
     data = DataConfig(path=str(directory / "prompts.jsonl"))
     (asked,) = load_prompts(data, policy.tokenizer, seed=0).folds
@@ -184,11 +184,11 @@ def _write_answers(directory: Path, rows: Iterable[tuple[str, str, str]]) -> Non
 
 
 def build_game(directory: Path, *, seed: int = 0, steps: int = 300) -> float:
-    """Trains the game's model and draws its preference; KL(target‖model), mean over the prompts.
+    """Trains the game's model and draws its preference; returns the mean KL(target‖model).
 
-    The vocabulary is the five symbols and nothing else: the end-of-sequence token has no row in the
-    model, so that every response has exactly three symbols and all 125 have probabilities that
-    sum to one.
+    The vocabulary of the model is exactly the five symbols. The end-of-sequence token has no row in
+    its embeddings, so every response has exactly three symbols, and the probabilities of all 125
+    responses sum to one.
     """
     rng = np.random.default_rng(seed)
     tokenizer: Any = game_tokenizer()
@@ -217,6 +217,7 @@ def build_game(directory: Path, *, seed: int = 0, steps: int = 300) -> float:
     target = torch.tensor(normalize(rng.normal(size=(len(game.PROMPTS), len(responses)))))
     target = target.float()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
+    loss = torch.tensor(float("nan"))
     for step in range(steps):
         logp = sequence_log_probs(model, batch).view_as(target)
         loss = (target.exp() * (target - logp)).sum(-1).mean()
@@ -243,18 +244,18 @@ def game_preference(responses: np.ndarray, rng: np.random.Generator) -> np.ndarr
 
 
 def game_rewards(responses: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(n, 3) symbols -> (prompts, n): each symbol has a random merit in each place."""
-    merits = rng.normal(size=(len(game.PROMPTS), game.LENGTH, len(game.SYMBOLS)))
-    return np.stack([merits[:, i, responses[:, i]] for i in range(game.LENGTH)]).sum(0)
+    """(n, 3) symbols -> (prompts, n): a sum of random rewards per symbol and position."""
+    rewards = rng.normal(size=(len(game.PROMPTS), game.LENGTH, len(game.SYMBOLS)))
+    return np.stack([rewards[:, i, responses[:, i]] for i in range(game.LENGTH)]).sum(0)
 
 
 def build_game_answers(directory: Path, *, seed: int = 0) -> None:
-    """Answers drawn from a stored distribution at a known distance from the model's.
+    """Writes responses from a stored distribution at a known KL divergence from the model.
 
-    It is the model's, tilted by rewards until KL(data‖model) is DATA_KL for each prompt. The
-    rejected answers are drawn from the model.
+    The distribution is ∝ model · exp(s · reward), with s such that KL(data‖model) = DATA_KL for
+    each prompt. The rejected responses are drawn from the model.
     """
-    rng = np.random.default_rng([seed, 1])  # another stream than the model's and the preference's
+    rng = np.random.default_rng([seed, 1])  # independent of the stream of build_game
     policy = Policy.load(ModelConfig(path=str(directory), device="cpu"))
     asked: Any = policy.tokenizer(list(game.PROMPTS))["input_ids"]
     every = [PromptResponse(prompt, response) for prompt in asked for response in game.responses()]
@@ -276,7 +277,7 @@ def build_game_answers(directory: Path, *, seed: int = 0) -> None:
 
 
 def _tilted(logp: np.ndarray, rewards: np.ndarray) -> np.ndarray:
-    """(n,), (n,) -> (n,): ∝ π exp(s r), s > 0 such that its KL divergence from π is DATA_KL."""
+    """(n,), (n,) -> (n,): log-probabilities ∝ π exp(s r), with s > 0 such that KL = DATA_KL."""
 
     def excess(scale: float) -> float:
         return float(kl_divergence(normalize(logp + scale * rewards), logp)) - DATA_KL
@@ -285,9 +286,10 @@ def _tilted(logp: np.ndarray, rewards: np.ndarray) -> np.ndarray:
 
 
 def even_draws(logp: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """(n,) -> (count,): in random order, each response count·π times, rounded up or down.
+    """(n,) -> (count,): indices in random order, each count·π times, rounded up or down.
 
-    Independent draws would put noise of n / (2 count) nats between the data and its distribution.
+    With independent draws the empirical distribution would have an expected KL divergence of
+    n / (2 count) nats from the exact one.
     """
     cumulative = np.cumsum(np.exp(logp))
     places = (np.arange(count) + rng.random()) / count * cumulative[-1]
@@ -317,8 +319,8 @@ BUILDERS = {
 
 
 def main() -> None:
-    """Writes one of the two models, or its answers, into a directory."""
-    parser = argparse.ArgumentParser(description="Build the models that come with the package.")
+    """Writes one of the two models, or only its responses, to a directory."""
+    parser = argparse.ArgumentParser(description="Build the models included in the package.")
     parser.add_argument("which", choices=BUILDERS)
     parser.add_argument("directory", type=Path)
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""A game on a language model that can be enumerated: 5 symbols, 3 to a response, 2 prompts."""
+"""A game on a language model that can be enumerated: 2 prompts, responses of 3 of 5 symbols."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def responses() -> list[tuple[int, ...]]:
 
 
 def number_of(text: str) -> int:
-    """The place of a response among `responses`."""
+    """The index of a response in `responses`."""
     return int(np.ravel_multi_index([SYMBOLS.index(s) for s in text], (len(SYMBOLS),) * LENGTH))
 
 
 @cache
 def data() -> np.ndarray:
-    """(2, 125): log-probabilities of the distribution that the answers are drawn from."""
+    """(2, 125): log-probabilities of the distribution of the chosen responses in answers.jsonl."""
     return load_file(HERE / "game" / "answers.safetensors")["logp_data"]
 
 

@@ -1,7 +1,7 @@
-"""A small language: 24 topics × 6 prompts × 3 styles of answer, written and recognised.
+"""A small language: 24 topics × 6 prompts × 3 styles, with a generator and a style classifier.
 
-It gives a model of 0.3 million parameters something fluent to say, and a judge something exact to
-prefer: the style of an answer is known, so the game between styles is a 3 × 3 matrix.
+It is simple enough for a model of 0.3 million parameters to be fluent, and a judge can be exact:
+the style of a response is known, so the game between the styles is a 3 × 3 matrix.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Iterator
 import numpy as np
 
 STYLES = ("plain", "list", "story")
-OTHER = len(STYLES)  # the style of text that is none of these, or off the topic
-SHARES = (0.77, 0.13, 0.10)  # of the styles among the answers that the model is trained on
+OTHER = len(STYLES)  # a text in none of these styles, or off topic
+SHARES = (0.77, 0.13, 0.10)  # frequencies of the styles in the training data of the model
 
-# Topic: two adjectives, a thing it needs, a place to find it.
+# Topic: two adjectives, an object, a place.
 TOPICS: dict[str, tuple[str, str, str, str]] = {
     "tea": ("warm", "calm", "a cup", "the kitchen"),
     "bread": ("warm", "simple", "an oven", "the bakery"),
@@ -63,7 +63,7 @@ DAYS = ("morning", "evening", "summer", "winter")
 
 
 def topic_of(prompt: str) -> str | None:
-    """The topic that a prompt is about, if it is one of this language."""
+    """The topic of a prompt; None if the prompt is not one of this language."""
     words = set(re.findall(r"[a-z]+", prompt.lower()))
     return next((topic for topic in TOPICS if topic in words), None)
 
@@ -76,7 +76,7 @@ def prompts() -> Iterator[str]:
 
 
 def answer(topic: str, form: int, style: int, rng: np.random.Generator) -> str:
-    """An answer to prompt number `form` about a topic, in a style, with random details."""
+    """A random response to prompt number `form` about a topic, in a style."""
     first, second, thing, place = TOPICS[topic]
     if rng.random() < 0.5:
         first, second = second, first
@@ -95,7 +95,7 @@ def answer(topic: str, form: int, style: int, rng: np.random.Generator) -> str:
 
 
 def style_of(prompt: str, text: str) -> int:
-    """Which of STYLES an answer is written in; OTHER when it is off the topic or in none."""
+    """Index of the style of a response in STYLES; OTHER if it is off topic or in none of them."""
     topic = topic_of(prompt)
     if topic is None or topic not in re.findall(r"[a-z]+", text.lower()):
         return OTHER
@@ -109,7 +109,7 @@ def style_of(prompt: str, text: str) -> int:
 
 
 def corpus(n: int, rng: np.random.Generator) -> Iterator[tuple[str, str]]:
-    """n pairs (prompt, answer): uniform over prompts, styles in SHARES."""
+    """n pairs (prompt, response): prompts uniform, styles with frequencies SHARES."""
     topics = list(TOPICS)
     for _ in range(n):
         topic, form = topics[rng.integers(len(topics))], int(rng.integers(len(PROMPTS)))

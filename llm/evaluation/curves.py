@@ -1,98 +1,163 @@
-"""curves.png: each metric of a run against the iteration."""
+"""curves.png: the metrics of a run against the iteration."""
 
 from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
+from llm.evaluation.metrics import METRICS, Metric
 from llm.storage.files import Record
 from solvers import style
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 logger = logging.getLogger(__name__)
 
-COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00")  # Okabe and Ito, as in solvers.style
+# Okabe and Ito (2008), as in solvers.style, without the yellow that is too light for a line.
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#000000")
 
 
-TITLES = {
-    "win_rate": "win rate over μ",
-    "kl_to_reference": "KL to μ in nats",
-    "entropy": "entropy in nats",
-    "length": "length in tokens",
-    "self_bleu": "self-BLEU",
-    "duality_gap": "duality gap",
-}
-
-
-class Line(NamedTuple):
-    """A curve of a panel; one without a label explains itself."""
+@dataclass(frozen=True)
+class Line:
+    """A curve of a panel: NaN where a value or a standard error is not known."""
 
     label: str | None
     values: list[float]
+    errors: list[float]
     color: str = COLORS[0]
     form: str = "o-"
 
 
-def draw_curves(path: Path, rows: Sequence[Record]) -> bool:
-    """Writes a PNG; False, and a warning, where there is no matplotlib."""
+@dataclass(frozen=True)
+class Panel:
+    """The curves of one metric, and of those that are drawn with it."""
+
+    title: str
+    lines: list[Line]
+    log_scale: bool = False
+
+
+def draw_curves(path: Path, rows: Sequence[Record], metrics: Sequence[Metric] = METRICS) -> bool:
+    """Writes a PNG; without matplotlib logs a warning and returns False."""
     if importlib.util.find_spec("matplotlib") is None:
         logger.warning("no curves.png: it needs matplotlib (pip install matplotlib)")
         return False
-    _draw(path, rows)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure_of(rows, metrics)).print_png(path)
     return True
 
 
 @style.styled
-def _draw(path: Path, rows: Sequence[Record]) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+def figure_of(rows: Sequence[Record], metrics: Sequence[Metric] = METRICS) -> Figure:
+    """A panel for each metric that changes; bands are ± one standard error."""
     from matplotlib.figure import Figure
+
+    panels = panels_of(rows, metrics)
+    across = max(1, min(3, len(panels)))
+    down = max(1, -(-len(panels) // across))
+    figure = Figure(figsize=(4 * across, 2.8 * down + 0.3))
+    for i, panel in enumerate(panels):
+        _draw(figure.add_subplot(down, across, i + 1), panel, [row["iteration"] for row in rows])
+    lines = [
+        metric.caption.format(rows[0][metric.name])
+        for metric in metrics
+        if metric.caption is not None and rows[0].get(metric.name) is not None
+    ]
+    if any(math.isfinite(e) for panel in panels for line in panel.lines for e in line.errors):
+        lines.append("bands: ± one standard error over the evaluation prompts")
+    figure.suptitle("\n".join(lines), fontsize=9)
+    return figure
+
+
+def _draw(axes: Axes, panel: Panel, iterations: Sequence[int]) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    panels = panels_of(rows)
-    across = min(3, len(panels))
-    down = -(-len(panels) // across)
-    figure = Figure(figsize=(4 * across, 2.8 * down))
-    for i, (title, lines) in enumerate(panels.items()):
-        axes = figure.add_subplot(down, across, i + 1)
-        for line in lines:
-            steps = [row["iteration"] for row in rows]
-            axes.plot(steps, line.values, line.form, color=line.color, label=line.label)
-        if title.startswith("KL(π*") and min(min(line.values) for line in lines) > 0:
-            axes.set_yscale("log")
-        axes.set_title(title)
-        axes.set_xlabel("iteration")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if len(lines) > 1:
-            axes.margins(y=0.25)  # room for the legend
-            axes.legend(ncols=2, loc="upper right")
-    if "target" in rows[0]:
-        figure.suptitle(f"π* is {rows[0]['target']}")
-    FigureCanvasAgg(figure).print_png(path)
+    for line in panel.lines:
+        axes.plot(iterations, line.values, line.form, color=line.color, label=line.label)
+        low, high = (
+            [value + sign * error for value, error in zip(line.values, line.errors, strict=True)]
+            for sign in (-1, 1)
+        )
+        if any(map(math.isfinite, low)):
+            axes.fill_between(iterations, low, high, color=line.color, alpha=0.2, linewidth=0)
+    if panel.log_scale and all(v > 0 for line in panel.lines for v in line.values if v == v):
+        axes.set_yscale("log")
+    axes.set_title(panel.title)
+    axes.set_xlabel("iteration")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if sum(line.label is not None for line in panel.lines) > 1:
+        _extend_upwards(axes, 0.35)
+        axes.legend(ncols=2, loc="upper right")
 
 
-def panels_of(rows: Sequence[Record]) -> dict[str, list[Line]]:
-    """{title: curves} of what is known of a run and changes."""
+def _extend_upwards(axes: Axes, share: float) -> None:
+    """Room for a legend: that share of the height, above the curves."""
+    transform = axes.yaxis.get_transform()
+    low, high = transform.transform(axes.get_ylim())
+    top = transform.inverted().transform([high + share * (high - low)])
+    axes.set_ylim(top=float(top[0]))
 
-    def values(name: str) -> list[float]:
-        return [row[name] for row in rows]
 
-    panels: dict[str, list[Line]] = {}
-    if rows[0].get("kl_to_equilibrium") is not None:
-        panels["KL(π*‖π_t) in nats"] = [
-            Line("model", values("kl_to_equilibrium")),
-            Line("exact iterate", values("exact_kl_to_equilibrium"), COLORS[1], "--"),
-        ]
-    if "styles" in rows[0]:
-        star = rows[0].get("equilibrium_styles", {})
-        dotted = " (dotted: in π*)" if star else ""
-        lines = panels[f"share of each style{dotted}"] = []
-        for color, name in zip(COLORS, rows[0]["styles"], strict=True):
-            lines.append(Line(name, [row["styles"][name] for row in rows], color))
-            if star:
-                lines.append(Line(None, [star[name]] * len(rows), color, ":"))
-    for name, title in TITLES.items():
-        if rows[0].get(name) is not None and len(set(values(name))) > 1:
-            panels[title] = [Line(None, values(name))]
+def panels_of(rows: Sequence[Record], metrics: Sequence[Metric] = METRICS) -> list[Panel]:
+    """The panels of what is known of a run and changes, by priority."""
+    panels = []
+    hosts = [metric for metric in metrics if metric.in_picture and metric.drawn_with is None]
+    for metric in sorted(hosts, key=lambda metric: -metric.priority):
+        guests = [m for m in metrics if m.drawn_with == metric.name and _known(m, rows)]
+        lines = _lines(metric, rows, alone=not guests)
+        if not any(len({v for v in line.values if v == v}) > 1 for line in lines):
+            continue  # not known, or the same in all rows
+        title = metric.panel_title
+        for number, guest in enumerate(guests, start=1):
+            drawn = _lines(guest, rows, number)
+            if any(line.label is None for line in drawn):
+                dots = {":": "dotted", "--": "dashed"}.get(guest.line, guest.line)
+                title += f" ({dots}: {guest.label})"
+            lines += drawn
+        panels.append(Panel(title, lines, metric.log_scale))
     return panels
+
+
+def _known(metric: Metric, rows: Sequence[Record]) -> bool:
+    return any(row.get(metric.name) is not None for row in rows)
+
+
+def _lines(
+    metric: Metric, rows: Sequence[Record], number: int = 0, alone: bool = False
+) -> list[Line]:
+    """A line for a number; for classes one each, in the same colors whatever metric it is.
+
+    `number`: 0 for the metric whose panel it is, 1, 2, … for others. Lines of classes are labeled
+    by the first of them.
+    """
+    values = [row.get(metric.name) for row in rows]
+    errors = [(row.get("standard_errors") or {}).get(metric.name) for row in rows]
+    classes = dict.fromkeys(name for v in values if isinstance(v, Mapping) for name in v)
+    if classes:
+        return [
+            Line(
+                None if number else name,
+                [_number(v.get(name) if isinstance(v, Mapping) else None) for v in values],
+                [_number(e.get(name) if isinstance(e, Mapping) else None) for e in errors],
+                COLORS[i % len(COLORS)],
+                metric.line,
+            )
+            for i, name in enumerate(classes)
+        ]
+    if not any(isinstance(v, float | int) for v in values):
+        return []
+    label = None if alone else metric.label
+    color = COLORS[number % len(COLORS)]
+    return [Line(label, [*map(_number, values)], [*map(_number, errors)], color, metric.line)]
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, float | int) else math.nan

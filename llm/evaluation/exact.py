@@ -1,10 +1,11 @@
-"""What is known exactly beside a run on an embedded model: its game, or that of its styles."""
+"""The exact solution of a run on an embedded model: of its game, or of the game between styles."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -14,103 +15,112 @@ from llm.data.examples import Prompt
 from llm.embedded import HERE, PREFIX, grammar
 from llm.embedded import game as embedded_game
 from llm.embedded.judges import STYLE_GAME, style_table
-from llm.policy.log_probs import PromptResponse
-from llm.policy.model import Policy
-from llm.storage.files import Record
 from solvers import duality_gap, solve
-from solvers.arrays import against, dot
 from solvers.equilibrium import equilibrium
 from solvers.rules import UpdateRule
-from solvers.solve import kl_divergence, spin_target
+from solvers.solve import spin_target
 
-ANSWER = "answer"  # the field of the embedded answers
+if TYPE_CHECKING:
+    from llm.policy.log_probs import PromptResponse
+    from llm.policy.model import Policy
+
+ANSWER = "answer"  # the field of the embedded datasets that holds their answers
 
 
-class Beside(Protocol):
-    """What is measured exactly, in addition to or in place of samples."""
+class ExactSolution(Protocol):
+    """What is known exactly about the game of a run.
 
-    enumerated: bool
+    rule       the update rule, whose target π* is
+    logp_star  log π*; None where it is unknown or not unique
+    """
 
     @property
-    def logp_star(self) -> np.ndarray | None:
-        """What the rule aims at, where that is known."""
-        ...
+    def rule(self) -> UpdateRule: ...
 
-    def measure(self, policy: Policy, t: int, rows: list[Record]) -> Record:
-        """Metrics of π_t; `rows` are responses of it where it is not enumerated."""
-        ...
+    @property
+    def logp_star(self) -> np.ndarray | None: ...
 
 
-def beside(
+def exact_solution(
     config: TrainConfig,
     rule: UpdateRule,
     policy: Policy,
-    prompts: list[Prompt],
-    played_by_rule: str | None,
-) -> Beside | None:
-    """What is known of this run's game; None for anything but the embedded ones."""
+    prompts: Sequence[Prompt],
+    played: str | None,
+) -> ExactSolution | None:
+    """The exact solution for the embedded judges and datasets; None for all others.
+
+    `played` is what the rule plays: "preference", "data", or None where that is known by given
+    pairs only. The policy is π_0.
+    """
     judged = config.judge.path if config.judge.kind == "embedded" else None
-    own = played_by_rule == "data" and config.data.answer == ANSWER
+    own = played == "data" and config.data.answer == ANSWER
     answers = config.data.path.removeprefix(PREFIX) if own else None
     known = judged or (answers if config.judge.kind == "none" else None)
     if known in ("styles", "text"):
         return StyleGame.of(rule, answers == "text")
     if known == "game":
-        temperature = config.sample.temperature
         preference = None if judged is None else embedded_game.preference()
-        played = preference if played_by_rule == "preference" else None
-        if played_by_rule == "data":
-            played = DataGame(np.exp(embedded_game.data())) if answers == "game" else None
-        return EnumeratedGame.of(rule, policy, prompts, temperature, preference, played)
+        game = preference if played == "preference" else None
+        if played == "data":
+            game = DataGame(np.exp(embedded_game.data())) if answers == "game" else None
+        return EnumeratedGame.of(rule, policy, prompts, config.sample.temperature, preference, game)
     return None
 
 
-def aim(rule: UpdateRule) -> str:
-    """What a rule's iterates are for, in words."""
+def target_description(rule: UpdateRule) -> str:
+    """What the iterates of a rule approach, in words."""
     if rule.needs_data:
         own = 1.0 if rule.alpha is None else rule.alpha
         pull = "" if own == 1 else f", pulled towards μ by 1 − α = {1 - own:g}"
         return f"the distribution of the answers{pull}"
     regularizer, tau = rule.target
     if regularizer is None:
-        return "the equilibrium of the game without a regulariser"
+        return "the equilibrium of the game without a regularizer"
     return f"the equilibrium of the game at temperature τ = {tau:g} of {regularizer.name}"
 
 
 @dataclass(frozen=True)
 class EnumeratedGame:
-    """All responses of the embedded game: π_t, π* and the exact iterates are known to the last.
+    """The embedded game, all 125 responses of which are enumerated for each of its prompts.
 
-    `judged` is the judge's game, `played` what the rule plays, where that is known: the same, or
-    the distribution of the answers.
+    judged       the game of the judge; None without a judge
+    played       what the rule plays: the judge's game or the distribution of the answers; None
+                 where it is unknown
+    completions  all responses to the first prompt, then all to the second
+    logp_ref     (prompts, n): log μ
+    start        (prompts, n): log π_0
+    logp_star    (prompts, n): log π*; None where it is unknown or not unique
     """
 
     rule: UpdateRule
     judged: PreferenceGame | None
     played: PreferenceGame | DataGame | None
-    completions: list[PromptResponse]
+    completions: Sequence[PromptResponse]
     temperature: float
     logp_ref: np.ndarray
     start: np.ndarray
-    logp_star: np.ndarray | None  # None where it is not known, or one of several
-    enumerated = True
+    logp_star: np.ndarray | None
+    _iterates: dict[int, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(
         cls,
         rule: UpdateRule,
         policy: Policy,
-        prompts: list[Prompt],
+        prompts: Sequence[Prompt],
         temperature: float,
         judged: PreferenceGame | None,
         played: PreferenceGame | DataGame | None,
     ) -> EnumeratedGame:
-        """The games, and what the rule aims at in what it plays. The policy is π_0."""
+        """Solves the game. The policy is π_0."""
+        from llm.policy.log_probs import PromptResponse
+
         asked = {prompt.text: prompt.token_ids for prompt in prompts}
         every = [
-            PromptResponse(asked[p], r)
-            for p in embedded_game.PROMPTS
-            for r in embedded_game.responses()
+            PromptResponse(asked[prompt], response)
+            for prompt in embedded_game.PROMPTS
+            for response in embedded_game.responses()
         ]
         logp_ref, start = (_log_probs(policy, every, temperature, on) for on in (False, True))
         star = None
@@ -121,41 +131,46 @@ class EnumeratedGame:
             star = found.logp if found.unique.all() else None
         return cls(rule, judged, played, every, temperature, logp_ref, start, star)
 
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The prompts."""
+        return embedded_game.PROMPTS
+
+    @property
+    def texts(self) -> list[list[str]]:
+        """prompts × n: the responses."""
+        symbols = embedded_game.SYMBOLS
+        every = ["".join(symbols[i] for i in ids) for ids in embedded_game.responses()]
+        return [every for _ in self.prompts]
+
+    @property
+    def token_counts(self) -> np.ndarray:
+        """(prompts, n): the length of each response."""
+        return np.full_like(self.logp_ref, embedded_game.LENGTH)
+
     def log_probs(self, policy: Policy) -> np.ndarray:
         """(prompts, n): log π_θ of every response."""
         return _log_probs(policy, self.completions, self.temperature, adapter=True)
 
     def exact_iterate(self, t: int) -> np.ndarray | None:
-        """(prompts, n): the rule iterated t times from π_0, on its own."""
+        """(prompts, n): log-probabilities after t exact steps of the rule from π_0."""
         if self.played is None:
             return None
-        mu = self.logp_ref
-        return solve(self.played, self.rule, steps=t, tol=0, start=self.start, reference=mu).logp
+        if t not in self._iterates:
+            mu = self.logp_ref
+            found = solve(self.played, self.rule, steps=t, tol=0, start=self.start, reference=mu)
+            self._iterates[t] = found.logp
+        return self._iterates[t]
 
-    def measure(self, policy: Policy, t: int, rows: list[Record]) -> Record:
-        """Every metric that does not need text, exact, averaged over the prompts."""
-        logp, exact = self.log_probs(policy), self.exact_iterate(t)
-        measured = {
-            "kl_to_reference": kl_divergence(logp, self.logp_ref),
-            "entropy": -dot(np.exp(logp), logp),
-        }
-        if self.judged is not None:
-            against_mu = against(self.judged.payoff, np.exp(self.logp_ref))
-            measured["win_rate"] = dot(np.exp(logp), against_mu)
-        if isinstance(self.played, PreferenceGame):
-            aimed = (*self.rule.target, self.logp_ref)
-            measured["duality_gap"] = duality_gap(self.played, logp, None, *aimed)
-        if exact is not None:
-            measured["kl_to_exact_iterate"] = kl_divergence(exact, logp)
-        if self.logp_star is not None:
-            measured["kl_to_equilibrium"] = kl_divergence(self.logp_star, logp)
-            measured["exact_kl_to_equilibrium"] = kl_divergence(self.logp_star, exact)
-        means = {name: float(np.mean(values)) for name, values in measured.items()}
-        return means | {"length": float(embedded_game.LENGTH)} | _target(self)
+    def duality_gap(self, logp: np.ndarray) -> np.ndarray | None:
+        """(prompts, n) -> (prompts,): duality gap of the rule's target game, in win rate."""
+        if not isinstance(self.played, PreferenceGame):
+            return None
+        return duality_gap(self.played, logp, None, *self.rule.target, self.logp_ref)
 
 
 def _log_probs(
-    policy: Policy, every: list[PromptResponse], temperature: float, adapter: bool
+    policy: Policy, every: Sequence[PromptResponse], temperature: float, adapter: bool
 ) -> np.ndarray:
     logp = policy.log_probs(every, batch_size=len(every), adapter=adapter, temperature=temperature)
     return logp.double().numpy().reshape(len(embedded_game.PROMPTS), -1)
@@ -163,20 +178,22 @@ def _log_probs(
 
 @dataclass(frozen=True)
 class StyleGame:
-    """The game between styles that the style judge leaves: a 4 × 4 matrix over μ's shares.
+    """The game between the styles of the embedded text model: 4 × 4, with μ's shares as reference.
 
-    The judge looks at the style alone, so the equilibrium has μ's words within each style, and the
-    shares of the styles are those of the equilibrium of the small game (any f-divergence). The
-    answers of the data, too, differ from μ in the shares of their styles.
+    The style judge looks at the style only. The equilibrium therefore keeps μ's distribution within
+    each style, and its shares of the styles are the equilibrium of the 4 × 4 game (any
+    f-divergence). The answers of the dataset differ from μ in the shares of their styles only, too.
+
+    logp_star  (4,): log of the shares in π*; None where the rule learns from other answers
     """
 
     rule: UpdateRule
-    logp_star: np.ndarray | None  # None where the rule follows answers that are not the embedded
-    enumerated = False
+    logp_star: np.ndarray | None
+    names = (*grammar.STYLES, "other")
 
     @classmethod
     def of(cls, rule: UpdateRule, answers: bool = False) -> StyleGame:
-        """What the rule aims at, over the shares of the shipped model."""
+        """Solves the game; `answers`: the rule learns from the answers of the embedded dataset."""
         logp_ref = np.log(_shares("training.json"))
         if not rule.needs_data:
             return cls(rule, equilibrium(STYLE_GAME, *rule.target, logp_ref).logp)
@@ -186,25 +203,9 @@ class StyleGame:
             logp_data = np.log([*_shares("answers.json"), 0.0])
         return cls(rule, spin_target(rule, logp_data, logp_ref))
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The styles, in order."""
-        return (*grammar.STYLES, "other")
-
-    def measure(self, policy: Policy, t: int, rows: list[Record]) -> Record:
-        """The share of each style among the responses, beside that in equilibrium."""
-        kinds = style_table([row["prompt"] for row in rows], [row["responses"] for row in rows])
-        shares = np.bincount(kinds.ravel(), minlength=len(self.names)) / kinds.size
-        measured: Record = {"styles": dict(zip(self.names, shares.tolist(), strict=True))}
-        if self.logp_star is not None:
-            star = np.exp(self.logp_star).tolist()
-            measured["equilibrium_styles"] = dict(zip(self.names, star, strict=True))
-        return measured | _target(self)
-
-
-def _target(known: EnumeratedGame | StyleGame) -> Record:
-    """Which π* is meant."""
-    return {} if known.logp_star is None else {"target": aim(known.rule)}
+    def styles(self, prompts: Sequence[str], texts: Sequence[Sequence[str]]) -> np.ndarray:
+        """B prompts, B × K responses -> (B, K): the style of each, as an index of `names`."""
+        return style_table(prompts, texts)
 
 
 def _shares(name: str) -> list[float]:

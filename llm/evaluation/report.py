@@ -1,15 +1,16 @@
-"""What a run says: progress with time left, a table row per iteration, responses."""
+"""The console output of a run: progress bars, a table with a row per iteration, responses."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from llm.evaluation.metrics import METRICS, Metric
 from llm.storage.files import Record
 
 logger = logging.getLogger(__name__)
@@ -17,70 +18,104 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Column:
-    """One column of the table: its two-line heading, and what it shows of a row."""
+    """One column of a table: its two-line heading, its width, and the cell of a record."""
 
     heading: tuple[str, str]
-    value: Callable[[Record], object]
-    form: str
+    cell: Callable[[Record], str]
+    width: int = 6
 
     def show(self, row: Record) -> str:
         """The cell, as wide as the column."""
-        value = self.value(row)
-        text = "–" if value is None else format(value, self.form)
-        return text.rjust(self.width)
-
-    @property
-    def width(self) -> int:
-        return max(6, *(len(line) for line in self.heading))
+        return self.cell(row).rjust(self.width)
 
 
-def _metric(name: str, heading: tuple[str, str], form: str) -> Column:
-    return Column(heading, lambda row: row.get(name), form)
-
-
-METRICS = (
-    _metric("win_rate", ("wins", "over μ"), ".3f"),
-    _metric("kl_to_reference", ("KL to", "μ"), ".3f"),
-    _metric("kl_to_equilibrium", ("KL(π*‖π_t)", "model"), ".4f"),
-    _metric("exact_kl_to_equilibrium", ("KL(π*‖π_t)", "exact"), ".4f"),
-    _metric("kl_to_exact_iterate", ("KL(exact", "‖model)"), ".4f"),
-    _metric("duality_gap", ("duality", "gap"), ".4f"),
-    _metric("entropy", ("entropy", ""), ".2f"),
-    _metric("length", ("length", ""), ".1f"),
-    _metric("self_bleu", ("self-", "BLEU"), ".3f"),
-)
-
-
-def columns_of(rows: Sequence[Record]) -> list[Column]:
-    """The columns that a run has something to say in."""
-    shown = [Column(("t", ""), lambda row: row["iteration"], "d")]
-    shown += [c for c in METRICS if any(c.value(row) is not None for row in rows)]
-    star = rows[0].get("equilibrium_styles", {})
-    shown += [
-        Column(
-            (name, f"π* {star[name]:.2f}" if name in star else ""),
-            lambda row, name=name: row["styles"][name],
-            ".2f",
-        )
-        for name in rows[0].get("styles", ())
-    ]
-    shown.append(_metric("loss", ("loss", ""), ".4g"))
-    shown.append(_metric("seconds", ("seconds", ""), ".1f"))
+def columns_of(rows: Sequence[Record], metrics: Sequence[Metric] = METRICS) -> list[Column]:
+    """The columns of a run. Optional metrics have one where they are known in some row."""
+    shown = [Column(("t", ""), lambda row: str(row["iteration"]), width=4)]
+    for metric in in_table_order(metrics):
+        known = [row for row in rows if row.get(metric.name) is not None]
+        if isinstance(known[0][metric.name] if known else None, Mapping):
+            shown += _class_columns(metric, known[0], metrics)
+        elif known or not metric.optional:
+            shown.append(_column(metric, known[:1]))
     return shown
 
 
-def table(rows: Sequence[Record]) -> list[str]:
-    """Heading and a line per iteration."""
-    columns = columns_of(rows)
-    heads = ["  ".join(c.heading[i].rjust(c.width) for c in columns) for i in (0, 1)]
-    return [*heads, *("  ".join(c.show(row) for c in columns) for row in rows)]
+def in_table_order(metrics: Sequence[Metric]) -> list[Metric]:
+    """Those with a column: one that shares a panel stands beside the other, costs come last."""
+    columns = [metric for metric in metrics if metric.in_table and metric.drawn_with is None]
+    found = []
+    for metric in sorted(columns, key=lambda metric: metric.priority < 0):
+        guests = [other for other in metrics if other.drawn_with == metric.name]
+        found += [metric, *(other for other in guests if other.in_table)]
+    return found
+
+
+def number(metric: Metric, row: Record) -> str:
+    """A value, with its standard error where that is known and shown: 0.532±0.012."""
+    value = row.get(metric.name)
+    if value is None:
+        return "–"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {each:{metric.format}}" for name, each in value.items())
+    text = format(value, metric.format)
+    error = (row.get("standard_errors") or {}).get(metric.name)
+    return f"{text}±{error:{metric.format}}" if metric.show_error and error is not None else text
+
+
+def _column(metric: Metric, known: Sequence[Record]) -> Column:
+    """The column of a number; `known` gives its width."""
+    examples = [number(metric, row) for row in known]
+    # One more than the example has, for a sign or another digit, where it fills the column.
+    widths = [len(text) + ("±" in text) for text in examples]
+    width = max(*(len(text) for text in metric.heading), *widths, 0)
+    return Column(metric.heading, lambda row: number(metric, row), max(6, width))
+
+
+def _class_columns(metric: Metric, row: Record, metrics: Sequence[Metric]) -> list[Column]:
+    """A column for each class; the value of a metric that shares them stands in the heading."""
+    guest = next((g for g in metrics if g.drawn_with == metric.name and row.get(g.name)), None)
+    columns = []
+    for name in row[metric.name]:
+        second = "" if guest is None else f"{guest.label} {row[guest.name][name]:{guest.format}}"
+
+        def cell(row: Record, name: str = name) -> str:
+            value = (row.get(metric.name) or {}).get(name)
+            return "–" if value is None else format(value, metric.format)
+
+        columns.append(Column((name, second), cell, max(6, len(name), len(second))))
+    return columns
+
+
+def table(rows: Sequence[Record], metrics: Sequence[Metric] = METRICS) -> list[str]:
+    """The heading, and a line for each row."""
+    columns = columns_of(rows, metrics)
+    return [*_heading(columns), *(_line(columns, row) for row in rows)]
+
+
+def _heading(columns: Sequence[Column]) -> list[str]:
+    return ["  ".join(c.heading[i].rjust(c.width) for c in columns) for i in (0, 1)]
+
+
+def _line(columns: Sequence[Column], row: Record) -> str:
+    return "  ".join(column.show(row) for column in columns)
 
 
 class Report:
-    """A run on the console. Of several processes the main one speaks."""
+    """A run on the console. Of several processes only the main one prints."""
 
-    def __init__(self, console: Console, steps: int, quiet: bool = False) -> None:
-        self.console, self.quiet, self.rows = console, quiet, []
+    def __init__(
+        self,
+        console: Console,
+        steps: int,
+        metrics: Sequence[Metric] = METRICS,
+        *,
+        quiet: bool = False,
+    ) -> None:
+        self.console, self.metrics, self.quiet = console, metrics, quiet
+        self.columns: list[Column] = []
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -93,29 +128,30 @@ class Report:
         self.run = self.progress.add_task("iterations", total=steps)
 
     def say(self, text: str) -> None:
-        """A line for people and for run.log."""
+        """A line for the user and for run.log."""
         if not self.quiet:
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
             logger.info(text)
 
     def row(self, row: Record) -> None:
-        """The table's next line; before the first, its heading."""
-        lines = table([row])
-        for line in lines[-1:] if self.rows else lines:
-            self.say(line)
-        self.rows.append(row)
+        """The next line of the table. The first row determines the columns and prints a heading."""
+        if not self.columns:
+            self.columns = columns_of([row], self.metrics)
+            for line in _heading(self.columns):
+                self.say(line)
+        self.say(_line(self.columns, row))
         self.progress.update(self.run, completed=row["iteration"])
 
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
-        """A bar for one stage; call what it gives with how much is done more."""
+        """A progress bar; call the context's value with the amount done since the last call."""
         task = self.progress.add_task(name, total=total)
         yield lambda done: self.progress.update(task, advance=done)
         self.progress.remove_task(task)
 
 
 def compare_responses(reference: Sequence[Record], last: Sequence[Record]) -> list[str]:
-    """Three prompts with a response before and after."""
+    """Three prompts, each with a response of μ and one of the final policy."""
     lines = []
     for before, after in list(zip(reference, last, strict=True))[:3]:
         lines += [f"prompt  {before['prompt']}", f"  μ     {before['responses'][0]}"]

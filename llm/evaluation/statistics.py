@@ -1,4 +1,4 @@
-"""Numbers that describe a batch of sampled responses: entropy, divergence, wins, variety."""
+"""Means with standard errors, and BLEU: the statistics that metrics are made of."""
 
 from __future__ import annotations
 
@@ -11,43 +11,40 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from solvers.arrays import dot
+
 
 class Estimate(NamedTuple):
-    """A mean over prompts and its standard error (NaN from a single prompt)."""
+    """A mean, and its standard error: NaN where that is not known, or where the mean is exact."""
 
     mean: float
     standard_error: float
 
 
-def over_prompts(values: NDArray[np.floating]) -> Estimate:
-    """(B, ...) -> mean of all entries; for its error the B prompts are the independent units."""
-    means = np.asarray(values, dtype=float).reshape(len(values), -1).mean(-1)
+def over_prompts(
+    values: NDArray[np.floating], weights: NDArray[np.floating] | None = None
+) -> Estimate:
+    """(B, ...) -> mean over the prompts; the B prompts are the independent units of its error.
+
+    `weights`, of the same shape and summing to 1 for each prompt, average the values of a prompt;
+    without them all values count alike. The error from a single prompt is NaN.
+    """
+    values = np.asarray(values, dtype=float)
+    if weights is None:
+        means = values.reshape(len(values), -1).mean(-1)
+    else:
+        means = dot(weights.reshape(len(values), -1), values.reshape(len(values), -1))
     if len(means) == 1:
         return Estimate(float(means[0]), math.nan)
     return Estimate(float(means.mean()), float(means.std(ddof=1) / math.sqrt(len(means))))
 
 
-def kl(log_probs: NDArray[np.floating], log_probs_ref: NDArray[np.floating]) -> Estimate:
-    """(B, K), (B, K) -> KL(π‖μ) in nats, as E_π[log π − log μ] over responses sampled from π."""
-    return over_prompts(np.asarray(log_probs, float) - np.asarray(log_probs_ref, float))
-
-
-def entropy(log_probs: NDArray[np.floating]) -> Estimate:
-    """(B, K) -> entropy of a response in nats, as −E_π[log π] over responses sampled from π."""
-    return over_prompts(-np.asarray(log_probs, float))
-
-
-def win_rate(preference: NDArray[np.floating]) -> Estimate:
-    """(B, K, M) -> P(π ≻ opponent): mean preference for π's K responses over the other's M."""
-    return over_prompts(preference)
-
-
 def self_bleu(texts: Sequence[str], *, order: int = 3, max_tokens: int = 200) -> float:
-    """K >= 2 responses to one prompt -> mean BLEU of each against the others; 1: all alike.
+    """K >= 2 responses to one prompt -> mean BLEU of each against the others, in [0, 1].
 
-    RSPO's measure of (lack of) variety: n-grams up to 3, smoothing method 1, the first 200 tokens.
-    Differs from its published code in the tokens: words and single punctuation marks by a regular
-    expression, not nltk's tokenizer.
+    Low values mean diverse responses, 1 means identical ones. As in RSPO: n-grams up to 3,
+    smoothing method 1, the first 200 tokens. Differs from RSPO's published code in the tokens:
+    words and single punctuation marks by a regular expression, not nltk's tokenizer.
     """
     tokens = [re.findall(r"\w+|[^\w\s]", text)[:max_tokens] for text in texts]
     scores = [bleu(own, tokens[:k] + tokens[k + 1 :], order=order) for k, own in enumerate(tokens)]
@@ -59,7 +56,8 @@ def bleu(
 ) -> float:
     """Sentence BLEU in [0, 1] with uniform weights and smoothing method 1 (Chen and Cherry, 2014).
 
-    An order without a match counts 0.1 of one; without a match of single tokens the score is 0.
+    An n-gram order without a match counts as 0.1 of a match; without a match of single tokens the
+    score is 0.
     Agrees with nltk's sentence_bleu under SmoothingFunction().method1.
     """
     log_precision = 0.0

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-
-# TODO module import metrics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +12,8 @@ import numpy as np
 from games import PreferenceGame
 from games.errors import InputError
 from llm.data.examples import Prompt
-from llm.evaluation import statistics
-from llm.judges import Judge
+from llm.evaluation.statistics import over_prompts
+from llm.judges.model import Judge
 from llm.judges.stored import judge_responses
 from llm.sampling.responses import Responses
 from llm.storage.chunks import Work
@@ -25,12 +23,12 @@ from solvers import duality_gap
 
 
 @dataclass(frozen=True)
-class Pairwise:
-    """What n policies win against each other.
+class WinRates:
+    """Win rates of n policies against each other.
 
-    win_rate        (n, n) that of the row over the column
-    standard_error  (n, n) over the prompts; None where win rates are exact
-    gaps            (n,) duality gaps of the game without a regulariser; None where it is not known
+    win_rate        (n, n): of the row over the column
+    standard_error  (n, n): over the prompts; None where win rates are exact
+    gaps            (n,): duality gaps of the game without a regularizer; None where it is unknown
     """
 
     win_rate: np.ndarray
@@ -38,18 +36,21 @@ class Pairwise:
     gaps: np.ndarray | None = None
 
 
-def exact(game: PreferenceGame, policies: Sequence[np.ndarray]) -> Pairwise:
+def exact_win_rates(game: PreferenceGame, policies: Sequence[np.ndarray]) -> WinRates:
     """Log-probabilities (prompts, n) of each policy -> π_a′ P π_b, averaged over the prompts."""
     each = np.exp(np.stack(policies, axis=-2))
     wins = each @ game.payoff @ np.swapaxes(each, -1, -2)
     gaps = [np.mean(duality_gap(game, logp)) for logp in policies]
-    return Pairwise(wins.mean(axis=0), gaps=np.array(gaps))
+    return WinRates(wins.mean(axis=0), gaps=np.array(gaps))
 
 
-def sampled(work: Work, directory: Path, judge: Judge, played: Sequence[Responses]) -> Pairwise:
+def sampled_win_rates(
+    work: Work, directory: Path, judge: Judge, played: Sequence[Responses]
+) -> WinRates:
     """Responses of each policy to the same prompts -> mean preferences with their errors.
 
-    Tables are stored by what was judged, so that policies that are added later cost their own.
+    Judged pairs are stored under a hash of their texts: a policy that is added later costs only the
+    comparisons with it.
     """
     wins = np.full((len(played), len(played)), 0.5)
     errors = np.zeros_like(wins)
@@ -59,13 +60,13 @@ def sampled(work: Work, directory: Path, judge: Judge, played: Sequence[Response
             name = hashlib.sha256(repr(both).encode()).hexdigest()[:16]
             preference = judge_responses(work, directory / name, judge, one.prompts, both)
             k = one.logp.shape[1]
-            wins[a, b], errors[a, b] = statistics.win_rate(preference[:, :k, k:])
+            wins[a, b], errors[a, b] = over_prompts(preference[:, :k, k:])
             wins[b, a], errors[b, a] = 1 - wins[a, b], errors[a, b]
-    return Pairwise(wins, errors)
+    return WinRates(wins, errors)
 
 
-def evaluated(run: RunDirectory, t: int | None, prompts: Sequence[Prompt]) -> Responses:
-    """The stored responses that iterate t of a run was evaluated on; those of μ without t.
+def evaluation_responses(run: RunDirectory, t: int | None, prompts: Sequence[Prompt]) -> Responses:
+    """The stored responses that iterate t of a run was evaluated on; t = None: those of μ.
 
     Raises InputError where they answer other prompts.
     """

@@ -1,7 +1,6 @@
-"""Checkpoints of judges on disk: found, checked and loaded.
+"""Finding, checking and loading the checkpoints of judges.
 
-Weights are read from safetensors only; nothing is unpickled. What a file cannot do for a judge is
-said in one line with the mend.
+Weights are read from safetensors only; nothing is unpickled. Errors are one line with the fix.
 """
 
 from __future__ import annotations
@@ -27,27 +26,27 @@ WEIGHTS = ["*.safetensors"]
 
 
 def checkpoint_directory(path: str | Path, *, weights: bool = True, code: bool = False) -> Path:
-    """A directory as it is; a name on the Hub as its local copy, downloaded where it is not yet."""
+    """The directory itself, or the local copy of a name on the Hub, downloaded if necessary."""
     directory = Path(path).expanduser()
     if directory.is_dir():
         return directory
     if not _is_hub_name(path):
         raise InputError(
-            f"judge.path={path}: no such directory; give a checkpoint's directory or its name on "
-            "the Hub, such as llm-blender/PairRM"
+            f"judge.path={path}: no such directory; give a checkpoint directory or a name on the "
+            "Hub, such as llm-blender/PairRM"
         )
     patterns = CONFIGURATION + WEIGHTS * weights + ["*.py"] * code
     try:
         return Path(snapshot_download(str(path), allow_patterns=patterns))
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise InputError(
-            f"judge.path={path}: is no directory, and the Hugging Face Hub did not give it "
-            f"({one_line(error)}); download it elsewhere and give its directory"
+            f"judge.path={path}: not a directory, and the download from the Hugging Face Hub "
+            f"failed ({one_line(error)}); download it elsewhere and give its directory"
         ) from error
 
 
 def is_local(path: str | Path) -> bool:
-    """Whether nothing is to be downloaded; False for a name on the Hub that is not in the cache."""
+    """Whether nothing has to be downloaded; False for a name on the Hub that is not cached."""
     if Path(path).expanduser().is_dir() or not _is_hub_name(path):
         return True
     try:
@@ -62,20 +61,25 @@ def _is_hub_name(path: str | Path) -> bool:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON file that a checkpoint must have."""
+    """The content of a JSON file that a checkpoint must have. Raises InputError."""
     try:
-        return json.loads(file.read_text())
+        fields = json.loads(file.read_text())
     except FileNotFoundError as error:
-        raise InputError(f"{file}: is missing; give the directory of a whole checkpoint") from error
-    except ValueError as error:
-        raise InputError(f"{file}: is not JSON ({error}); download the checkpoint again") from error
+        raise InputError(f"{file}: missing; give the directory of a complete checkpoint") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{file}: not valid JSON ({one_line(error)}); download the checkpoint again"
+        ) from error
+    if not isinstance(fields, dict):
+        raise InputError(f"{file}: not a JSON object; download the checkpoint again")
+    return fields
 
 
 def count_parameters(directory: Path) -> int:
-    """Number of parameters in a checkpoint's safetensors files, from their headers.
+    """Number of parameters in a checkpoint's safetensors files, read from their headers.
 
     Raises:
-        InputError: no such file, or one that is missing, cut off or damaged.
+        InputError: no safetensors file, or one that is missing, truncated or damaged.
     """
     return sum(_count_in_file(file) for file in _weight_files(directory))
 
@@ -83,12 +87,15 @@ def count_parameters(directory: Path) -> int:
 def _weight_files(directory: Path) -> list[Path]:
     index = directory / "model.safetensors.index.json"
     if index.exists():
-        return [directory / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+        names = read_json(index).get("weight_map")
+        if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
+            raise InputError(f"{index}: no weight_map of file names; download the checkpoint again")
+        return [directory / name for name in sorted(set(names.values()))]
     file = directory / "model.safetensors"
     if not file.exists():
         raise InputError(
-            f"{directory}: holds no model.safetensors; weights are read from safetensors only: "
-            "download those, or load the model elsewhere and save_pretrained it"
+            f"{directory}: no model.safetensors; weights are read from safetensors only: download "
+            "them, or convert the checkpoint elsewhere with from_pretrained and save_pretrained"
         )
     return [file]
 
@@ -98,35 +105,35 @@ def _count_in_file(file: Path) -> int:
         with safe_open(file, framework="pt") as tensors:
             shapes = [tensors.get_slice(key).get_shape() for key in list(tensors.keys())]
     except FileNotFoundError as error:
-        raise InputError(f"{file}: is missing; download the checkpoint again") from error
+        raise InputError(f"{file}: missing; download the checkpoint again") from error
     except SafetensorError as error:
         raise InputError(
-            f"{file}: is damaged or cut off ({one_line(error)}); download the checkpoint again"
+            f"{file}: damaged or truncated ({one_line(error)}); download the checkpoint again"
         ) from error
     return sum(map(math.prod, shapes))
 
 
 def check_tokenizer_files(directory: Path) -> None:
-    """Raises InputError where a tokenizer, or a library that it needs, is missing."""
+    """Raises InputError if the tokenizer, or a library that it needs, is missing."""
     if (directory / "tokenizer.json").exists() or list(directory.glob("vocab.*")):
         return
     if not list(directory.glob("*.model")):
         raise InputError(
-            f"{directory}: holds no tokenizer (tokenizer.json or spm.model); copy its files there"
+            f"{directory}: no tokenizer (tokenizer.json or spm.model); copy its files there"
         )
-    # Without these transformers takes the file for another format, and names that one's library.
+    # Without these transformers assumes another format, and its error names the wrong library.
     for module, package in (("sentencepiece", "sentencepiece"), ("google.protobuf", "protobuf")):
         if not _is_installed(module):
             raise InputError(
-                f"{directory}: its tokenizer needs {package}; pip install {package}, or save it as "
-                "tokenizer.json"
+                f"{directory}: the tokenizer needs {package}; pip install {package}, or convert it "
+                "to tokenizer.json"
             )
 
 
 def _is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except (ModuleNotFoundError, ValueError):  # no parent package; blocked in sys.modules
+    except (ModuleNotFoundError, ValueError):  # no parent package; None in sys.modules
         return False
 
 
@@ -139,7 +146,7 @@ def load_tokenizer(directory: Path, trust_remote_code: bool = False) -> Any:
 
 
 def load_model(model_class: Any, directory: Path, dtype: torch.dtype, **options: Any) -> Any:
-    """A model for evaluation, on the CPU, every weight of which came from the checkpoint."""
+    """A model in eval mode on the CPU. Raises InputError if weights are missing."""
     model, report = loading(
         directory,
         lambda: model_class.from_pretrained(
@@ -148,24 +155,24 @@ def load_model(model_class: Any, directory: Path, dtype: torch.dtype, **options:
     )
     if report["missing_keys"]:
         raise InputError(
-            f"{directory}: has no weights {', '.join(sorted(report['missing_keys'])[:3])}, so it "
-            "is another kind of checkpoint; set judge.kind, or judge.path, to match"
+            f"{directory}: no weights {', '.join(sorted(report['missing_keys'])[:3])}, so this is "
+            "another kind of checkpoint; change judge.kind or judge.path"
         )
     return model.eval().requires_grad_(False)
 
 
 def loading(directory: Path, load: Callable[[], Any]) -> Any:
-    """What `load()` returns; its failures as InputError."""
+    """The result of `load()`; its exceptions become InputError."""
     try:
         return load()
     except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise InputError(
-            f"{directory}: cannot be loaded ({one_line(error)}); see that judge.kind fits it, or "
-            "download it again"
+            f"{directory}: cannot be loaded ({one_line(error)}); check judge.kind, or download "
+            "the checkpoint again"
         ) from error
 
 
-def one_line(error: Exception) -> str:
-    """An exception in one line."""
+def one_line(error: BaseException) -> str:
+    """An exception as one line: its type and the first 200 characters of its message."""
     message = " ".join(str(error).split())
     return f"{type(error).__name__}: {message[:200]}" if message else type(error).__name__

@@ -1,4 +1,4 @@
-"""What every judge is, and what every judge with weights shares."""
+"""The interface of judges, and the base class of those with weights."""
 
 from __future__ import annotations
 
@@ -8,38 +8,68 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
-import jinja2
 import numpy as np
 import torch
 
-from llm.judges.checkpoints import check_tokenizer_files, count_parameters, one_line, read_json
+from games.errors import InputError
+from llm.judges.checkpoints import (
+    check_tokenizer_files,
+    checkpoint_directory,
+    count_parameters,
+    is_local,
+    one_line,
+    read_json,
+)
 from llm.judges.preferences import JudgeError
 
 logger = logging.getLogger(__name__)
 
-Prompt = str | Sequence[Mapping[str, str]]
+# A prompt: the user's text, or chat messages that end with the user's.
+Conversation = str | Sequence[Mapping[str, str]]
 Encoding = Mapping[str, Sequence[int]]
 
 
 class Judge(Protocol):
-    """What a run needs of a judge."""
+    """Preferences between responses; see `llm.judges` for the conventions."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The judge in error messages."""
+        ...
 
-    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> np.ndarray:
+    def __call__(
+        self, prompts: Sequence[Conversation], responses: Sequence[Sequence[str]]
+    ) -> np.ndarray:
         """B prompts, B x K responses -> (B, K, K) preferences."""
         ...
 
     def to(self, device: str | torch.device) -> Judge:
-        """Moves the weights, where there are any."""
+        """Moves the weights, if there are any."""
+        ...
+
+
+class JudgeKind(Protocol):
+    """A kind of judge, as registered in `llm.config.registries.JUDGES`: a class of judges."""
+
+    preferences: ClassVar[Sequence[str]]  # the values of judge.preference that it accepts
+
+    def build(self, path: Any, settings: Settings) -> Judge:
+        """The judge at judge.path, on the CPU. Raises InputError."""
+        ...
+
+    def check(self, path: Any) -> int | None:
+        """Checks the judge at judge.path without loading weights; its number of parameters.
+
+        None for a name on the Hub that has not been downloaded yet. Raises InputError.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a judge with weights is run; see `build_judge`."""
+    """Settings of a judge; see `llm.judges.build.build_judge`."""
 
     name: str
     dtype: torch.dtype
@@ -50,8 +80,9 @@ class Settings:
 
 
 class ModelJudge(ABC):
-    """Scores of token sequences by a model, in length-sorted batches."""
+    """Base class of judges that score token sequences with a model, in length-sorted batches."""
 
+    preferences: ClassVar[Sequence[str]] = ("general",)
     model: Any
     tokenizer: Any
 
@@ -60,7 +91,9 @@ class ModelJudge(ABC):
         self.settings = settings
 
     @abstractmethod
-    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> np.ndarray:
+    def __call__(
+        self, prompts: Sequence[Conversation], responses: Sequence[Sequence[str]]
+    ) -> np.ndarray:
         """B prompts, B x K responses -> (B, K, K) preferences."""
 
     @abstractmethod
@@ -68,13 +101,31 @@ class ModelJudge(ABC):
         """`input_ids`, `attention_mask`, ... (n, T), padded on the right -> (n,)."""
 
     @classmethod
+    def build(cls, path: Any, settings: Settings) -> Self:
+        """The judge of a checkpoint directory or a name on the Hub, on the CPU."""
+        _require_path(path)
+        directory = checkpoint_directory(path, code=settings.trust_remote_code)
+        cls.check_files(directory)
+        return cls(directory, settings)
+
+    @classmethod
+    def check(cls, path: Any) -> int | None:
+        """Number of parameters of a checkpoint; None if it has not been downloaded yet."""
+        _require_path(path)
+        if not is_local(path):
+            return None
+        directory = checkpoint_directory(path)
+        cls.check_files(directory)
+        return count_parameters(directory)
+
+    @classmethod
     def tokenizer_directory(cls, directory: Path) -> Path:
-        """Where a checkpoint keeps its tokenizer."""
+        """The directory with the tokenizer of a checkpoint."""
         return directory
 
     @classmethod
     def check_files(cls, directory: Path) -> None:
-        """Raises InputError for what is wrong with a checkpoint, as far as its files tell."""
+        """Raises InputError for errors of a checkpoint that its files show without loading it."""
         read_json(directory / "config.json")
         count_parameters(directory)
         check_tokenizer_files(cls.tokenizer_directory(directory))
@@ -87,9 +138,9 @@ class ModelJudge(ABC):
     def scores(self, encodings: Sequence[Encoding], pad_token_id: int) -> np.ndarray:
         """N encodings -> (N,) float64.
 
-        Equal encodings are scored once, so that equal responses have preference 1/2 to the bit, and
-        ties of length are sorted by the tokens, so that not even the last bits depend on the order
-        in which the pairs came.
+        Equal encodings are scored once, so that equal responses have a preference of exactly 1/2.
+        Encodings of equal length are sorted by their tokens, so that the result does not depend on
+        the order of the pairs, not even by rounding.
         """
         keys = [tuple(map(tuple, encoding.values())) for encoding in encodings]
         distinct = dict(zip(keys, encodings, strict=True))
@@ -112,31 +163,34 @@ class ModelJudge(ABC):
         scores = self.score_batch(batch).float()
         if not scores.isfinite().all():
             raise JudgeError(
-                f"judge {self.name}: gives NaN or infinity; set judge.dtype=float32, and see that "
-                "the checkpoint is whole"
+                f"judge {self.name}: returned NaN or infinity; set judge.dtype=float32, and check "
+                "that the checkpoint is complete"
             )
         return scores.tolist()
 
     @property
     def max_length(self) -> int:
-        """Tokens that a sequence may have: as set, or the model's own limit."""
+        """Maximum tokens of a sequence: the setting, but at most the model's own limit."""
         config = self.model.config.get_text_config()
         limit = self.tokenizer.model_max_length
         own = min(limit, getattr(config, "max_position_embeddings", limit))
         if not getattr(config, "position_biased_input", True):
-            # DeBERTa's positions are relative: more than it was trained on is possible.
+            # DeBERTa has relative positions, so longer inputs than in training are possible.
             return self.settings.max_length or own
         return min(self.settings.max_length or own, own)
 
     def cut(
         self, responses: Sequence[str], length: Callable[[str], int], copies: int = 1
     ) -> list[str]:
-        """Responses cut until `length`, of a sequence with `copies` of one, is `max_length`."""
+        """Responses truncated so that `length(response)` is at most `max_length`.
+
+        `length` gives the tokens of the whole input, which holds `copies` copies of the response.
+        """
         fitting = [self._cut_one(response, length, copies) for response in responses]
         number = sum(short != whole for short, whole in zip(fitting, responses, strict=True))
         if number:
             logger.warning(
-                "judge %s: reads %d tokens; %d of %d responses were cut",
+                "judge %s: its input is limited to %d tokens; %d of %d responses were truncated",
                 *(self.name, self.max_length, number, len(responses)),
             )
         return fitting
@@ -145,15 +199,15 @@ class ModelJudge(ABC):
         while (excess := length(response) - self.max_length) > 0:
             if not response:
                 raise JudgeError(
-                    f"judge {self.name}: a prompt alone has {excess} tokens more than the "
-                    f"{self.max_length} that it reads; set data.max_prompt_length"
+                    f"judge {self.name}: a prompt without a response exceeds the judge's "
+                    f"{self.max_length} tokens by {excess}; lower data.max_prompt_length"
                 )
             pieces = self.tokenizer(
                 response, add_special_tokens=False, return_offsets_mapping=True
             )["offset_mapping"]
             kept = len(pieces) - -(-excess // copies)
-            # Cut in the text, where the first token too many begins: a piece of a character would
-            # not come back as the same token.
+            # Cut the text where the first excess token begins: decoding the kept tokens could split
+            # a character, which would not encode to the same tokens again.
             response = response[: pieces[kept][0]] if kept > 0 else ""
         return response
 
@@ -161,33 +215,39 @@ class ModelJudge(ABC):
         """Messages through the tokenizer's chat template."""
         try:
             return self.tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
-        except jinja2.TemplateError as error:
+        except Exception as error:  # a template may raise anything
             raise JudgeError(
-                f"judge {self.name}: its chat template refuses a prompt ({one_line(error)}); "
-                "give prompts with other roles"
+                f"judge {self.name}: its chat template rejects a prompt ({one_line(error)}); "
+                "change the roles of the messages"
             ) from error
 
-    def turns(self, prompt: Prompt) -> list[str]:
-        """What user, assistant, user, ... said; a system message opens the first turn."""
-        spoken = messages_of(prompt)
-        system = [message["content"] for message in spoken[:1] if message["role"] == "system"]
-        roles = [message["role"] for message in spoken[len(system) :]]
+    def turns(self, prompt: Conversation) -> list[str]:
+        """The texts of user, assistant, user, …; a system message is prepended to the first."""
+        messages = messages_of(prompt)
+        system = [message["content"] for message in messages[:1] if message["role"] == "system"]
+        roles = [message["role"] for message in messages[len(system) :]]
         if roles != [*["user", "assistant"] * (len(roles) // 2), "user"]:
             raise JudgeError(
-                f"judge {self.name}: a prompt's roles are {', '.join(m['role'] for m in spoken)}; "
-                "they must alternate user and assistant and end with user"
+                f"judge {self.name}: a prompt has the roles "
+                f"{', '.join(m['role'] for m in messages)}; they must alternate between user and "
+                "assistant and end with user"
             )
-        turns = [message["content"] for message in spoken[len(system) :]]
+        turns = [message["content"] for message in messages[len(system) :]]
         return ["\n\n".join([*system, turns[0]]), *turns[1:]]
 
 
-def messages_of(prompt: Prompt) -> list[Mapping[str, str]]:
+def _require_path(path: Any) -> None:
+    if not path:
+        raise InputError("judge.path: missing; give a checkpoint directory or a name on the Hub")
+
+
+def messages_of(prompt: Conversation) -> list[Mapping[str, str]]:
     """A prompt as chat messages."""
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
 
 
 def ordered_pairs(responses: Sequence[Sequence[str]]) -> list[tuple[int, int, int]]:
-    """(b, i, j) for every prompt b and every two of its responses i != j, in both orders."""
+    """(b, i, j) for each prompt b and each pair of its responses i != j, in both orders."""
     return [
         (b, i, j)
         for b, row in enumerate(responses)

@@ -1,9 +1,9 @@
-"""PairRM (Jiang, Ren and Lin, LLM-Blender, 2023) from either of its checkpoint layouts.
+"""Judge: PairRM (Jiang, Ren and Lin, LLM-Blender, 2023), from either of its checkpoint layouts.
 
-Read with transformers' DeBERTa rather than through the llm-blender package, which needs two names
-put back into transformers 5, unpickles `pytorch_model.bin` where there is one, downloads a path
-that it does not find, and lets the length of a response depend on the other prompts of its batch. A
-test holds the two to the same logits.
+Implemented with transformers' DeBERTa instead of the llm-blender package, which needs two removed
+names of transformers, unpickles `pytorch_model.bin` if there is one, downloads a path that it does
+not find, and makes the maximum length of a response depend on the other prompts of its batch. A
+test checks that both give the same logits.
 """
 
 from __future__ import annotations
@@ -25,23 +25,24 @@ from llm.judges.checkpoints import (
     loading,
     read_json,
 )
-from llm.judges.model import ModelJudge, Prompt, Settings, ordered_pairs
+from llm.judges.model import Conversation, ModelJudge, Settings, ordered_pairs
 from llm.judges.preferences import exact
 
 SOURCE, FIRST, SECOND, CANDIDATE = "<|source|>", "<|candidate1|>", "<|candidate2|>", "<|candidate|>"
-# In the order of llm-blender, which gives them the first free ids, with their PairRM-hf field.
+# In the order of llm-blender, which assigns the first free ids; with their field of PairRM-hf.
 MARKERS = {
     SOURCE: "source_prefix_id",
     FIRST: "cand1_prefix_id",
     SECOND: "cand2_prefix_id",
     CANDIDATE: "cand_prefix_id",
 }
-# Tokens of llm-blender/PairRM; the config.json of PairRM-hf does not name them.
+# Lengths of llm-blender/PairRM in tokens; the config.json of PairRM-hf does not contain them.
 SOURCE_LENGTH, CANDIDATE_LENGTH = 1224, 412
 
 
 class PairRanker(DebertaV2PreTrainedModel):
-    """DeBERTa over [CLS] source [SEP] [CLS] first [SEP] [CLS] second [SEP], read at three markers.
+    """DeBERTa on [CLS] source [SEP] [CLS] first [SEP] [CLS] second [SEP], with a head on the states
+    of three marker tokens.
 
     Parameters are named as in both layouts.
     """
@@ -50,7 +51,7 @@ class PairRanker(DebertaV2PreTrainedModel):
         super().__init__(config)
         width = config.hidden_size
         self.pretrained_model = DebertaV2Model(config)
-        # Keys .1 and .4 of the checkpoint: it counts two dropouts, which are for training.
+        # The checkpoint has keys .1 and .4, because it also counts two dropout layers.
         self.head_layer = nn.Sequential(
             nn.Identity(),
             nn.Linear(2 * width, width),
@@ -80,10 +81,12 @@ class PairRanker(DebertaV2PreTrainedModel):
 class PairRM(ModelJudge):
     """P_ij = sigmoid((M_ij - M_ji) / 2), M the raw logits: both orders averaged as logits.
 
-    `preference="bradley_terry"`: P_ij = sigmoid(s_i - s_j), s_i = mean_k (M_ik - M_ki), by which
-    the published SPPO and RSPO runs (`blender.rank(..., return_scores=True)`) turn any M into a
-    transitive preference.
+    `preference="bradley_terry"`: P_ij = sigmoid(s_i - s_j), s_i = mean_k (M_ik - M_ki). This is
+    what the published SPPO and RSPO runs use (`blender.rank(..., return_scores=True)`); it makes
+    the preference transitive, whatever M is.
     """
+
+    preferences = ("general", "bradley_terry")
 
     def __init__(self, directory: Path, settings: Settings) -> None:
         super().__init__(directory, settings)
@@ -101,43 +104,47 @@ class PairRM(ModelJudge):
         for marker, field in MARKERS.items():
             if fields.get(field, self.marker_ids[marker]) != self.marker_ids[marker]:
                 raise InputError(
-                    f"{directory}/config.json: {field} is {fields[field]}, but its tokenizer has "
-                    f"{marker} at {self.marker_ids[marker]}; take both from one checkpoint"
+                    f"{directory}/config.json: {field} is {fields[field]}, but the id of {marker} "
+                    f"in its tokenizer is {self.marker_ids[marker]}; take both files from the same "
+                    "checkpoint"
                 )
         self.model = load_model(PairRanker, directory, settings.dtype, config=config)
         source_length = fields.get("source_maxlength", SOURCE_LENGTH)
         own_length = source_length + 2 * fields.get("candidate_maxlength", CANDIDATE_LENGTH)
-        # DeBERTa's positions are relative: trained on 512, PairRM reads 2048.
+        # DeBERTa has relative positions: it was trained on 512 tokens, PairRM uses 2048.
         self.length = min(settings.max_length or own_length, own_length)
         self.source_length = source_length * self.length // own_length
 
     @classmethod
     def tokenizer_directory(cls, directory: Path) -> Path:
-        """The directory of PairRM's tokenizer and DeBERTa configuration, told from its config.json.
+        """The directory with PairRM's tokenizer and DeBERTa configuration.
 
-        llm-blender's layout has a RankerConfig there, whose `model_name` is another directory or a
-        name on the Hub; PairRM-hf has a DeBERTa configuration with the ids of the markers.
+        In llm-blender's layout config.json is a RankerConfig, whose `model_name` is another
+        directory or a name on the Hub; in PairRM-hf it is a DeBERTa configuration with the ids of
+        the markers.
         """
         fields = read_json(directory / "config.json")
         if "source_prefix_id" in fields:
             return directory
         if (fields.get("ranker_type"), fields.get("model_type")) != ("pairranker", "deberta"):
             raise InputError(
-                f"{directory}/config.json: is neither llm-blender's PairRM (ranker_type "
-                "pairranker, model_type deberta) nor PairRM-hf (source_prefix_id); set judge.kind "
-                "to match"
+                f"{directory}/config.json: neither llm-blender's PairRM (ranker_type pairranker, "
+                "model_type deberta) nor PairRM-hf (source_prefix_id); set judge.kind to the kind "
+                "of this checkpoint"
             )
         backbone = fields.get("model_name") or "null"
         try:
             return checkpoint_directory(backbone, weights=False)
         except InputError as error:
             raise InputError(
-                f"{directory}/config.json: model_name={backbone} is not here; where there is a "
-                "network, run hf download microsoft/deberta-v3-large config.json spm.model "
-                "tokenizer_config.json, and set model_name to that directory"
+                f"{directory}/config.json: model_name={backbone} not found; on a machine with "
+                "internet access, run hf download microsoft/deberta-v3-large config.json spm.model "
+                "tokenizer_config.json, and set model_name to the downloaded directory"
             ) from error
 
-    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> np.ndarray:
+    def __call__(
+        self, prompts: Sequence[Conversation], responses: Sequence[Sequence[str]]
+    ) -> np.ndarray:
         """B prompts, B x K responses -> (B, K, K) preferences."""
         matrix = self.logits(prompts, responses)
         skew = matrix - matrix.swapaxes(-1, -2)
@@ -146,7 +153,9 @@ class PairRM(ModelJudge):
             return exact(expit(scores[:, :, None] - scores[:, None, :]))
         return exact(expit(skew / 2))
 
-    def logits(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> np.ndarray:
+    def logits(
+        self, prompts: Sequence[Conversation], responses: Sequence[Sequence[str]]
+    ) -> np.ndarray:
         """B prompts, B x K responses -> (B, K, K): raw logits of "i, shown first, beats j".
 
         Not skew-symmetric; zero on the diagonal.
@@ -169,9 +178,9 @@ class PairRM(ModelJudge):
         return self.model(**batch, markers=markers)
 
     def _tokens(
-        self, prompt: Prompt, responses: Sequence[str]
+        self, prompt: Conversation, responses: Sequence[str]
     ) -> tuple[list[int], list[list[int]]]:
-        """Ids of the source, and of each candidate: half of what the source leaves, at most."""
+        """Ids of the source, and of each candidate: at most half of the remaining room each."""
         source, opening = pairrm_text(self.turns(prompt))
         ids = self._encode(SOURCE + self._plain(source), self.source_length)
         room = (self.length - len(ids)) // 2
@@ -182,7 +191,7 @@ class PairRM(ModelJudge):
         return self.tokenizer(text, truncation=True, max_length=length)["input_ids"]
 
     def _plain(self, text: str) -> str:
-        """The text without separators and markers, which PairRM would take for its own."""
+        """The text without separators and markers, which PairRM would interpret as its own."""
         for special in (self.tokenizer.sep_token, *MARKERS):
             text = text.replace(special, " ")
         return text
@@ -193,10 +202,11 @@ class PairRM(ModelJudge):
 
 
 def pairrm_text(turns: Sequence[str]) -> tuple[str, str]:
-    """The turns of a prompt -> the source, and what opens every candidate.
+    """The turns of a prompt -> the source, and the text that precedes every candidate.
 
-    One turn stands as it is. Several are written as in llm-blender's `get_pair_from_conv`, in the
-    spelling PairRM was trained on: the source asks for <Response i>, a candidate lists them.
+    A single turn is used as it is. Several turns are written as in llm-blender's
+    `get_pair_from_conv`, with the spelling that PairRM was trained on: the source asks for
+    <Response i>, a candidate lists them.
     """
     if len(turns) == 1:
         return turns[0], ""

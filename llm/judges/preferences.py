@@ -1,4 +1,4 @@
-"""Tables of preferences: what a judge may return."""
+"""Checks of preference tables, and making them exactly complementary."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any
 import numpy as np
 import torch
 
-# Pairs of different responses below which one value for all of them may be an accident.
+# With fewer pairs of different responses, equal values for all of them may be a coincidence.
 FEWEST_PAIRS = 6
 
 
 class JudgeError(RuntimeError):
-    """A judge that fails in the middle of a run: one line that names the judge and the mend."""
+    """A judge failed during a run: one line that names the judge and the fix."""
 
 
 def check_preferences(
     preferences: np.ndarray, name: str, responses: Sequence[Sequence[str]] | None = None
 ) -> None:
-    """(B, K, K) -> None: refuses a judge that does not tell responses apart, over a whole batch.
+    """(B, K, K) -> None: rejects a degenerate judge, which gives all pairs the same preference.
 
-    Pairs of equal `responses` do not count; of fewer than `FEWEST_PAIRS` nothing is said.
+    Pairs of equal `responses` are ignored; fewer than `FEWEST_PAIRS` pairs are always accepted.
 
     Raises:
-        JudgeError: the same value (to 1e-6) for every pair, or what `complementary` refuses.
+        JudgeError: the same value (to 1e-6) for every pair, or an invalid table (`complementary`).
     """
     preferences = complementary(preferences, np.shape(preferences), name)
     counted = _above_diagonal(preferences.shape)
@@ -34,29 +34,28 @@ def check_preferences(
     values = preferences[counted]
     if values.size >= FEWEST_PAIRS and np.ptp(values) <= 1e-6:
         raise JudgeError(
-            f"judge {name}: gives {values[0]:.6g} to every one of {values.size} pairs; see that "
-            "the checkpoint is of this kind with its trained head, and that responses are not empty"
+            f"judge {name}: returned {values[0]:.6g} for all {values.size} pairs; check that the "
+            "checkpoint is of this kind and has its trained head, and that responses are not empty"
         )
 
 
 def complementary(values: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
-    """(B, K, K) -> (B, K, K) float64: a table given from outside, with P + P^T = 1 made exact.
+    """(B, K, K) -> (B, K, K) float64: a judge's table, checked, with P + P^T = 1 made exact.
 
     Raises:
-        JudgeError: no numbers, another shape, NaN, outside [0, 1], or P + P^T off 1 by over 1e-6.
+        JudgeError: not numbers, wrong shape, NaN, outside [0, 1], or |P + P^T - 1| > 1e-6.
     """
     if isinstance(values, torch.Tensor):
-        values = values.detach().cpu()
+        values = values.detach().cpu().double()  # numpy has no bfloat16
     try:
         table = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise JudgeError(
-            f"judge {name}: returned no table of numbers; its shape must be {shape}"
+            f"judge {name}: did not return an array of numbers; its shape must be {shape}"
         ) from error
     if table.shape != shape or len(shape) != 3 or shape[-1] != shape[-2]:
         raise JudgeError(
-            f"judge {name}: returned shape {table.shape}; return a K x K table for each of B "
-            f"prompts, here {shape}"
+            f"judge {name}: returned shape {table.shape}; expected (B, K, K), here {shape}"
         )
     if not np.isfinite(table).all():
         raise JudgeError(f"judge {name}: returned NaN or infinity; return numbers in [0, 1]")
@@ -67,17 +66,16 @@ def complementary(values: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
             "their sigmoid)"
         )
     transposed = table.swapaxes(-1, -2)
-    # Room for tables made in float32, as in games.PreferenceGame.
+    # The tolerance admits tables computed in float32, as in games.PreferenceGame.
     if np.abs(table + transposed - 1).max(initial=0) > 1e-6:
         raise JudgeError(
-            f"judge {name}: returned P with P + P^T other than 1; return (P + 1 - P^T) / 2, the "
-            "average of both orders"
+            f"judge {name}: P + P^T is not 1; return (P + 1 - P^T) / 2, the average of both orders"
         )
     return exact(0.5 + (table - transposed) / 2)
 
 
 def exact(preferences: np.ndarray) -> np.ndarray:
-    """(B, K, K) -> (B, K, K): what is below the diagonal becomes 1 minus what is above it."""
+    """(B, K, K) -> (B, K, K): entries below the diagonal become 1 minus those above it."""
     above = _above_diagonal(preferences.shape)
     below = above.swapaxes(-1, -2)
     complement = 1 - preferences.swapaxes(-1, -2)

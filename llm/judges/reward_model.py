@@ -1,10 +1,11 @@
-"""A sequence classifier with one output."""
+"""Judge: a reward model, that is a sequence classifier with one output."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,16 +14,18 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from games.errors import InputError
 from llm.judges.checkpoints import load_model, load_tokenizer, loading
-from llm.judges.model import Encoding, ModelJudge, Prompt, Settings, messages_of
+from llm.judges.model import Conversation, Encoding, ModelJudge, Settings, messages_of
 from llm.judges.preferences import JudgeError, exact
 
 
 class RewardModel(ModelJudge):
     """P_ij = sigmoid(r_i - r_j), r the model's output (Bradley-Terry).
 
-    Prompt and response go through the tokenizer's chat template; without one they are a pair of
-    sequences, as OpenAssistant's reward models read them.
+    Prompt and response are formatted by the tokenizer's chat template; without one they are passed
+    as a pair of sequences, as OpenAssistant's reward models expect.
     """
+
+    preferences = ("general", "bradley_terry")
 
     def __init__(self, directory: Path, settings: Settings) -> None:
         super().__init__(directory, settings)
@@ -33,8 +36,8 @@ class RewardModel(ModelJudge):
         )
         if config.num_labels != 1:
             raise InputError(
-                f"{directory}: has {config.num_labels} outputs, a reward_model judge has one; set "
-                "judge.kind to match"
+                f"{directory}: the model has {config.num_labels} outputs, a reward_model judge has "
+                "one; set judge.kind to the kind of this checkpoint"
             )
         self.model = load_model(
             AutoModelForSequenceClassification,
@@ -44,7 +47,9 @@ class RewardModel(ModelJudge):
         )
         self.has_padding = self._text_config.pad_token_id is not None
 
-    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]]) -> np.ndarray:
+    def __call__(
+        self, prompts: Sequence[Conversation], responses: Sequence[Sequence[str]]
+    ) -> np.ndarray:
         """B prompts, B x K responses -> (B, K, K) preferences."""
         encodings = []
         for prompt, row in zip(prompts, responses, strict=True):
@@ -60,23 +65,23 @@ class RewardModel(ModelJudge):
         """`input_ids`, `attention_mask`, perhaps `token_type_ids` (n, T) -> (n,) rewards."""
         return self.model(**batch).logits.squeeze(-1)
 
-    def _encode(self, prompt: Prompt, response: str) -> Encoding:
+    def _encode(self, prompt: Conversation, response: str) -> Encoding:
         if self.tokenizer.chat_template is not None:
             messages = [*messages_of(prompt), {"role": "assistant", "content": response}]
             return self.tokenizer(self.render(messages), add_special_tokens=False)
         turns = self.turns(prompt)
         if len(turns) > 1:
             raise JudgeError(
-                f"judge {self.name}: its tokenizer has no chat template to put a prompt of "
-                f"{len(turns)} turns in; give prompts of one turn"
+                f"judge {self.name}: its tokenizer has no chat template for a prompt of "
+                f"{len(turns)} turns; use prompts of one turn"
             )
         return self.tokenizer(turns[0], response)
 
     def _pad_token_id(self, encodings: Sequence[Encoding]) -> int:
-        """The id that the model takes for padding where it looks for the last token.
+        """The padding id by which the model finds the last token of a sequence.
 
-        A checkpoint that names none gets one that no sequence holds: with EOS, the usual stand-in,
-        a reward would be read one token early.
+        If the checkpoint has none, an id that occurs in no sequence: with EOS, the usual
+        substitute, the reward would be computed one token early.
         """
         if not self.has_padding:
             used = set().union(*(encoding["input_ids"] for encoding in encodings))
@@ -85,5 +90,5 @@ class RewardModel(ModelJudge):
         return self._text_config.pad_token_id
 
     @property
-    def _text_config(self):
+    def _text_config(self) -> Any:
         return self.model.config.get_text_config()

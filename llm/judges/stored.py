@@ -1,4 +1,4 @@
-"""TODO llm.judges.stored."""
+"""Judging and selecting responses in resumable chunks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from llm.data.examples import Prompt
-from llm.judges import Judge
+from llm.judges.model import Conversation, Judge
 from llm.storage.chunks import Chunk, Work
 from llm.storage.files import Record
 from solvers.tournament import Ends, round_robin, tournament
@@ -37,7 +37,7 @@ def judge_responses(
 
 
 def comparisons(k: int) -> int:
-    """Pairs among K responses; the two orders of a pair are one comparison."""
+    """Number of pairs among K responses; both orders of a pair count once."""
     return k * (k - 1) // 2
 
 
@@ -49,9 +49,9 @@ def select_responses(
     texts: Sequence[Sequence[str]],
     how: str,
 ) -> list[Record]:
-    """B prompts, B × K responses -> best and worst of each by `tournament` or `round_robin`.
+    """B prompts, B × K responses -> best and worst of each, by `tournament` or `round_robin`.
 
-    A tournament asks the judge for the pairs that meet, and no others.
+    A tournament asks the judge only for the pairs that are matched.
     """
 
     def compute(chunk: Chunk) -> list[Record]:
@@ -75,7 +75,9 @@ def select_responses(
     return work.run(directory, len(prompts), compute)
 
 
-def _ends(judge: Judge, asked: list, texts: Sequence[Sequence[str]], how: str) -> Ends:
+def _ends(
+    judge: Judge, asked: Sequence[Conversation], texts: Sequence[Sequence[str]], how: str
+) -> Ends:
     def prefer(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         """(B, m), (B, m) -> (B, m): P(first ≻ second)."""
         each = [prompt for prompt in asked for _ in range(first.shape[-1])]
@@ -91,6 +93,6 @@ def _ends(judge: Judge, asked: list, texts: Sequence[Sequence[str]], how: str) -
     return tournament(prefer, len(texts[0]), (len(asked),))
 
 
-def as_judged(prompt: Prompt) -> str | list[dict[str, str]]:
-    """A prompt as judges take it: a text, or the messages of a longer conversation."""
+def as_judged(prompt: Prompt) -> Conversation:
+    """A prompt in the form that judges expect: its text, or the messages if there are several."""
     return prompt.text if len(prompt.messages) == 1 else list(prompt.messages)

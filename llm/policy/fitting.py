@@ -250,13 +250,14 @@ def fit_policy(
     ordered = InOrder.shuffled(rows, settings.batch_size, settings.epochs, seed)
     dtype = torch.promote_types(policy.model.dtype, torch.float32)
     lam = None if rows.from_base is None else rows.from_base[1]
+    regularizer = rows.items.regularizer
     trainer = FitTrainer(
         model=policy.model,
         args=training_arguments(settings, directory, world, seed[0], policy.device.type == "cpu"),
         train_dataset=ordered,
         data_collator=lambda batch: batch_of(batch, policy.pad_token_id, dtype),
         callbacks=[_Checkpoints(world, on_steps)],
-        loss=lambda model, batch: batch_loss(model, batch, fit, temperature, lam),
+        loss=lambda model, batch: batch_loss(model, batch, fit, temperature, lam, regularizer),
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(directory, world))

@@ -18,7 +18,13 @@ from llm.data.examples import read_examples
 from llm.data.prompts import PromptSet
 from llm.embedded import game, resolve
 from llm.evaluation.exact import EnumeratedGame
-from llm.evaluation.win_rates import Pairwise, evaluated, exact, sampled
+from llm.evaluation.metrics import Metric, load_metrics
+from llm.evaluation.win_rates import (
+    WinRates,
+    evaluation_responses,
+    exact_win_rates,
+    sampled_win_rates,
+)
 from llm.policy.memory import out_of_memory
 from llm.run.lifecycle import Interrupted, resumable
 from llm.run.plan import print_plan
@@ -43,14 +49,6 @@ from solvers.tables import step_size
 
 START = "start"
 OF_THE_RECIPE = ("recipe", "rule", "fit")  # fields that recipes set: no overrides of them
-LAST = (
-    "kl_to_reference", "entropy", "length", "self_bleu", "kl_to_equilibrium", "loss", "tokens",
-    "comparisons",
-)  # fmt: skip
-TRACED = (
-    "iteration", "tokens", "comparisons", "win_rate", "kl_to_reference", "kl_to_equilibrium",
-    "length",
-)  # fmt: skip
 
 
 def budget_of(base: TrainConfig, asked: int) -> BudgetConfig:
@@ -116,7 +114,8 @@ class Entry:
         source, rows = source_of(self.config, rule), self.run.metrics()
         regularizer, tau = rule.target
         game = "unregularised" if regularizer is None else f"{regularizer.name}, τ={tau:g}"
-        return {
+        metrics = [metric.name for metric in load_metrics(self.config.evaluation.metrics)]
+        known = {
             "recipe": self.recipe,
             "rule": rule.name,
             "fit": fit.name,
@@ -126,12 +125,15 @@ class Entry:
             "eta": step_size(rule),
             "samples_per_prompt": self.config.samples_per_prompt,
             "iterations": self.iterations,
-            **{name: rows[-1].get(name) for name in LAST},
             "optimizer_steps": self._steps(),
             "seconds": sum(row["seconds"] for row in rows),
             "run": str(self.run.path),
-            "trace": [{name: row.get(name) for name in TRACED} for row in rows],
+            "trace": [
+                {name: row.get(name) for name in ("iteration", *metrics, "standard_errors")}
+                for row in rows
+            ],
         }
+        return known | {name: rows[-1].get(name) for name in metrics if name not in known}
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,12 @@ class Comparison:
     budget: BudgetConfig
     entries: list[Entry]
     skipped: dict[str, str]
-    pairwise: Pairwise | None
+    pairwise: WinRates | None
+
+    @property
+    def metrics(self) -> Sequence[Metric]:
+        """What the runs measure."""
+        return load_metrics(self.entries[0].config.evaluation.metrics)
 
     def record(self) -> Record:
         """The content of comparison.json."""
@@ -284,7 +291,7 @@ def _prompts(config: TrainConfig) -> PromptSet:
 
 def against_each_other(
     root: Path, entries: Sequence[Entry], prompts: PromptSet, world: World
-) -> Pairwise | None:
+) -> WinRates | None:
     """Win rates of the final policies and their start against each other; None without a judge.
 
     Exact where the game is enumerated, else from the evaluation responses of the runs, which are
@@ -295,16 +302,16 @@ def against_each_other(
         return None
     if (first.config.judge.kind, first.config.judge.path) == ("embedded", "game"):
         each = [_start_and_end(entry, world) for entry in entries]
-        return exact(game.preference(), [*(end for _, end in each), each[0][0]])
+        return exact_win_rates(game.preference(), [*(end for _, end in each), each[0][0]])
     asked = evaluation_prompts(prompts)
-    played = [evaluated(entry.run, entry.iterations, asked) for entry in entries]
+    played = [evaluation_responses(entry.run, entry.iterations, asked) for entry in entries]
     at_reference = first.config.model.adapter is None
-    played.append(evaluated(first.run, None if at_reference else 0, asked))
+    played.append(evaluation_responses(first.run, None if at_reference else 0, asked))
     with resumable(RunDirectory(root)), out_of_memory("judging", JUDGING_SETTINGS):
         judge, device = load_judge(first.config)
         assert judge is not None
         work = Work(first.config.chunk_size, world)
-        return sampled(work, root / "pairwise", judge.to(device), played)
+        return sampled_win_rates(work, root / "pairwise", judge.to(device), played)
 
 
 def _start_and_end(entry: Entry, world: World) -> tuple[np.ndarray, np.ndarray]:

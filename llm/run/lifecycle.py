@@ -41,7 +41,7 @@ def started(run: RunDirectory, config: TrainConfig, world: World, report: Report
 @contextmanager
 def resumable(run: RunDirectory) -> Iterator[None]:
     """Turns what stops a run into Interrupted, in one line that says how to continue it."""
-    from llm.judges import JudgeError
+    from llm.judges.preferences import JudgeError
     from llm.sources.base import TooFewItems
 
     try:

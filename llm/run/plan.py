@@ -15,8 +15,7 @@ from llm.config.loading import to_yaml
 from llm.config.schema import TrainConfig
 from llm.data.prompts import PromptSet
 from llm.embedded import resolve
-from llm.embedded.judges import embedded_judge
-from llm.judges import check_judge_files
+from llm.judges.build import check_judge_files
 from llm.policy.fitting import accumulation
 from llm.policy.model import Policy
 from llm.run.setup import check_batches, check_sampler, checked, encoded, shape_of, target_lines
@@ -144,9 +143,7 @@ def judge_size(config: TrainConfig) -> int | None:
     """The judge's parameters, 0 without one; None for one that is yet to be downloaded."""
     if config.judge.kind == "none":
         return 0
-    embedded = config.judge.kind == "embedded"
-    path = embedded_judge(config.judge.path) if embedded else config.judge.path
-    return check_judge_files(config.judge.kind, path)
+    return check_judge_files(config.judge.kind, config.judge.path)
 
 
 def weights_at(config: TrainConfig) -> str:

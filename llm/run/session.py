@@ -7,16 +7,15 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from llm.config.schema import TrainConfig
 from llm.data.examples import Prompt
-from llm.evaluation import statistics
 from llm.evaluation.curves import draw_curves
-from llm.evaluation.exact import aim
-from llm.evaluation.measure import describe
+from llm.evaluation.exact import EnumeratedGame, target_description
+from llm.evaluation.metrics import Evaluation, load_metrics, measure_all
 from llm.evaluation.report import Report, compare_responses
 from llm.policy.fitting import FitDataset, fit_policy
 from llm.policy.log_probs import PromptResponse
@@ -38,19 +37,6 @@ logger = logging.getLogger(__name__)
 
 TRAINING_SETTINGS = (
     "train.micro_batch_size, sample.max_new_tokens, or set train.gradient_checkpointing=true"
-)
-METRICS = (
-    "win_rate",
-    "kl_to_reference",
-    "entropy",
-    "length",
-    "self_bleu",
-    "kl_to_equilibrium",
-    "kl_to_exact_iterate",
-    "duality_gap",
-    "loss",
-    "seconds",
-    *USED,
 )
 
 
@@ -80,6 +66,7 @@ class Session:
             self.report,
         )
         self.budget = Budget(self.config.budget, self.run)
+        self.metrics = load_metrics(self.config.evaluation.metrics)
 
     def iterations(self) -> Iterator[int]:
         """The iterations that are left, each with the policy at π_t.
@@ -96,7 +83,7 @@ class Session:
         for line in target_lines(parts.source, parts.fit):
             self.report.say(line)
         if parts.exact is not None and parts.exact.logp_star is not None:
-            self.report.say(f"π* is {aim(parts.rule)}")
+            self.report.say(f"π* is {target_description(parts.rule)}")
         on_policy(config.sample)
         if parts.prompts.dropped:
             logger.info("%d prompts are too long and left out", parts.prompts.dropped)
@@ -181,26 +168,7 @@ class Session:
         """The line of π_t in metrics.jsonl, and in the table."""
         if self.world.share(any(row["iteration"] == t for row in self.run.metrics())):
             return
-        known, policy = self.parts.exact, self.parts.policy
-        if known is not None and known.enumerated:
-            measured = known.measure(policy, t, [])
-        else:
-            own, reference = self._evaluation(t), self._evaluation(None)
-            measured = describe(own)
-            if self.parts.judge is not None:
-                directory = self.run.iteration(t) / "evaluation" / "preferences"
-                both = [o + r for o, r in zip(own.texts, reference.texts, strict=True)]
-                preference = self.stages.preferences(directory, own.prompts, both)
-                k = own.logp.shape[1]
-                measured["win_rate"] = statistics.win_rate(preference[:, :k, k:]).mean
-            if known is not None:
-                measured |= known.measure(policy, t, list(own.rows))
-        losses = read_json(self.run.iteration(t - 1) / "losses.json", []) if t else []
-        measured["loss"] = float(np.mean(losses)) if losses else None
-        measured["seconds"] = time.monotonic() - self.began
-        measured |= self.budget.used_before(t)
-        self.began = time.monotonic()
-        row = {"iteration": t} | {name: measured.get(name) for name in METRICS} | measured
+        row = {"iteration": t} | measure_all(self._evaluation(t), self.metrics)
         row |= {"per_second": self.stages.rates(), "peak_memory_gib": peak_memory()}
         if self.world.is_main:
             self.run.add_metrics(row)
@@ -218,7 +186,7 @@ class Session:
         if self.world.is_main:
             picture = self.run.path / "curves.png"
             temporary = picture.with_suffix(".tmp")
-            drawn = draw_curves(temporary, self.run.metrics())
+            drawn = draw_curves(temporary, self.run.metrics(), self.metrics)
             if drawn:
                 temporary.replace(picture)
             last = self.run.adapter(self.run.trained())
@@ -232,12 +200,32 @@ class Session:
         self.world.barrier()
 
     def _before_and_after(self) -> list[str]:
-        if self.parts.exact is not None and self.parts.exact.enumerated:
+        if isinstance(self.parts.exact, EnumeratedGame):
             return []
-        before, after = self._evaluation(None), self._evaluation(self.run.trained())
+        last = self.run.trained()
+        before, after = self._evaluation_responses(None), self._evaluation_responses(last)
         return compare_responses(before.rows, after.rows)
 
-    def _evaluation(self, t: int | None) -> Responses:
+    def _evaluation(self, t: int) -> Evaluation:
+        """What the metrics of π_t are computed from. The policy is π_t."""
+        exact, losses = self.parts.exact, self.run.iteration(t - 1) / "losses.json"
+        known = {"t": t, "losses": read_json(losses, []) if t else []}
+        known["used"] = self.budget.used_before(t)
+        if isinstance(exact, EnumeratedGame):
+            found = Evaluation.of_all_responses(exact, self.parts.policy, **known)
+        else:
+            own, reference = self._evaluation_responses(t), self._evaluation_responses(None)
+            preference = None
+            if self.parts.judge is not None:
+                directory = self.run.iteration(t) / "evaluation" / "preferences"
+                both = [o + r for o, r in zip(own.texts, reference.texts, strict=True)]
+                k = own.logp.shape[1]
+                preference = self.stages.preferences(directory, own.prompts, both)[:, :k, k:]
+            found = Evaluation.of_samples(own, reference, preference, exact=exact, **known)
+        began, self.began = self.began, time.monotonic()
+        return replace(found, seconds=self.began - began)
+
+    def _evaluation_responses(self, t: int | None) -> Responses:
         """Responses of π_t to the evaluation prompts; of μ without t."""
         prompts = evaluation_prompts(self.parts.prompts)
         samples, stages = self.config.evaluation.samples, self.stages

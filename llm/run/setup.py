@@ -13,9 +13,10 @@ from llm.config.schema import TrainConfig
 from llm.data.examples import Examples, Prompt, read_examples
 from llm.data.prompts import PromptSet, load_prompts
 from llm.embedded import resolve
-from llm.embedded.judges import embedded_judge
-from llm.evaluation.exact import Beside, aim, beside
-from llm.judges import Judge, build_judge, judge_device
+from llm.evaluation.exact import ExactSolution, exact_solution, target_description
+from llm.evaluation.metrics import load_metrics
+from llm.judges.build import build_judge, judge_device
+from llm.judges.model import Judge
 from llm.policy.adapters import ADAPTER_WEIGHTS
 from llm.policy.fitting import accumulation, training_arguments
 from llm.policy.memory import out_of_memory
@@ -45,7 +46,7 @@ class Parts:
     source: Source
     rule: UpdateRule
     fit: Fit
-    exact: Beside | None
+    exact: ExactSolution | None
 
 
 def prepare(config: TrainConfig, world: World) -> Parts:
@@ -72,7 +73,7 @@ def prepare(config: TrainConfig, world: World) -> Parts:
     judge, judge_device = load_judge(config)
     engine = build_engine(policy, config.sample)
     every = [prompt for fold in prompts.folds for prompt in fold]
-    exact = beside(given, source.rule, policy, every, source.played)
+    exact = exact_solution(given, source.rule, policy, every, source.played)
     return Parts(policy, engine, prompts, judge, judge_device, source, source.rule, fit, exact)
 
 
@@ -91,6 +92,7 @@ def shape_of(config: TrainConfig) -> Policy:
 def checked(config: TrainConfig) -> tuple[Source, Fit, Examples]:
     """Source, fit and data, with every check that needs no model. Raises InputError."""
     rule, fit = rule_and_fit(config)
+    load_metrics(config.evaluation.metrics)
     source = source_of(config, rule)
     source.check(fit)
     source.items_per_prompt(fit)
@@ -178,11 +180,10 @@ def load_judge(config: TrainConfig) -> tuple[Judge | None, torch.device]:
     settings = config.judge
     if settings.kind == "none":
         return None, torch.device("cpu")
-    path = embedded_judge(settings.path) if settings.kind == "embedded" else settings.path
     device = judge_device(settings.device)
     judge = build_judge(
         settings.kind,
-        path,
+        settings.path,
         preference=settings.preference,
         batch_size=settings.batch_size,
         max_length=settings.max_length,
@@ -206,7 +207,11 @@ def target_lines(source: Source, fit: Fit) -> list[str]:
     k = config.samples_per_prompt if source.cost.sampled else source.group_size
     temperatures = fit.temperatures(rule, rule.eta_at(0), k, config.diagonal)
     if not temperatures:
-        return [*lines, f"aims at {aim(rule)}"] if rule.converges != "neither" else lines
+        return (
+            [*lines, f"aims at {target_description(rule)}"]
+            if rule.converges != "neither"
+            else lines
+        )
     for term in temperatures:
         lam = "" if term.lam is None else f", λ = {term.lam:g} in the loss"
         stated = source.independent and config.sample.distribution == "policy"

@@ -8,17 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from games.errors import InputError
-from games.lookup import load_object, suggestion
+from games.lookup import load_object
+from llm.config.registries import ENGINES
 from llm.config.schema import SampleConfig
 
 if TYPE_CHECKING:
     from llm.policy.model import Policy
 
 logger = logging.getLogger(__name__)
-
-# name -> import path of a factory (Policy, SampleConfig) -> Engine; imported when it is asked for.
-ENGINES = {"transformers": "llm.sampling.transformers_engine:TransformersEngine"}
 
 
 @dataclass(frozen=True)
@@ -70,8 +67,6 @@ def build_engine(policy: Policy, settings: SampleConfig) -> Engine:
     """The engine that `sample.engine` names. Raises InputError for an unknown name or import."""
     chosen = settings.engine
     if isinstance(chosen, str):
-        if ":" not in chosen and chosen not in ENGINES:
-            raise InputError(f"sample.engine={chosen}: unknown; {suggestion(chosen, ENGINES)}")
         chosen = load_object(ENGINES.get(chosen, chosen), "sample.engine")
     factory: Callable[[Policy, SampleConfig], Engine] = chosen
     return factory(policy, settings)

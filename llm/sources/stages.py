@@ -19,7 +19,8 @@ import torch
 from llm.config.schema import TrainConfig
 from llm.data.examples import Prompt
 from llm.data.prompts import PromptSet
-from llm.judges import Judge, JudgeError, check_preferences
+from llm.judges.model import Judge
+from llm.judges.preferences import JudgeError, check_preferences
 from llm.judges.stored import comparisons, judge_responses, select_responses
 from llm.policy.iterates import Iterates
 from llm.policy.memory import out_of_memory
