@@ -12,7 +12,6 @@ import numpy as np
 from games import MatrixGame, SymmetricGame
 from games.errors import InputError
 
-from .arrays import Array
 from .equilibrium import Equilibrium, equilibrium
 from .rates import lipschitz, predicted_kl
 from .rules import RULES, StepSize, UpdateRule, accepts, get_rule
@@ -20,7 +19,7 @@ from .solve import Solution, solve
 from .theory import constant
 
 Game = SymmetricGame | MatrixGame
-Reference = Array | tuple[Array, Array] | None
+Reference = np.ndarray | tuple[np.ndarray, np.ndarray] | None
 
 DATA_NEEDED = "not applicable: it learns from a data distribution (solvers.solve with a DataGame)"
 CONSTANT_STEP = (
@@ -128,7 +127,7 @@ def compare(
     return runs
 
 
-def _bound(game: Game, solution: Solution, reference: Reference, start: float) -> Array | None:
+def _bound(game: Game, solution: Solution, reference: Reference, start: float) -> np.ndarray | None:
     """(T,): the theorem's bound on the KL where it was recorded; the weaker one of two players'."""
     if math.isnan(start):
         return None

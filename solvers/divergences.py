@@ -32,7 +32,7 @@ from array_api_compat import array_namespace, is_numpy_array
 from games.errors import InputError
 from games.lookup import load_object, suggestion
 
-from .arrays import Array, dot, increasing_root, logsumexp, normalize
+from .arrays import A, Array, dot, increasing_root, logsumexp, normalize
 from .kernels import (
     CHI2,
     FARTHEST,
@@ -130,12 +130,12 @@ class Divergence:
         return Divergence(tuple((factor * c, k) for c, k in self.terms), factor * self.tilt, names)
 
     @_quiet
-    def slope(self, log_ratio: Array) -> Array:
+    def slope(self, log_ratio: A) -> A:
         """(..., n) -> (..., n): φ(r) = f′(eʳ), without the tilt."""
         return _total(c * kernel.slope(log_ratio) for c, kernel in self.terms)
 
     @_quiet
-    def slope_derivative(self, log_ratio: Array) -> Array:
+    def slope_derivative(self, log_ratio: A) -> A:
         """(..., n) -> (..., n): φ′(r) = eʳ f″(eʳ) > 0."""
         return _total(c * kernel.slope_derivative(log_ratio) for c, kernel in self.terms)
 
@@ -150,7 +150,7 @@ class Divergence:
         return sum(c * kernel.ceiling for c, kernel in self.terms)
 
     @_quiet
-    def value(self, logp: Array, logp_ref: Array) -> Array:
+    def value(self, logp: A, logp_ref: A) -> A:
         """(..., n), (..., n) -> (...,): R(π, μ); inf where π leaves what R can measure."""
         xp = array_namespace(logp)
         r = logp - logp_ref
@@ -161,16 +161,16 @@ class Divergence:
         total = xp.sum(values, axis=-1)
         return total if self.tilt == 0 else total + self.tilt * dot(xp.exp(logp), logp_ref)
 
-    def gradient(self, logp: Array, logp_ref: Array) -> Array:
+    def gradient(self, logp: A, logp_ref: A) -> A:
         """(..., n), (..., n) -> (..., n): ∂R/∂π, constants included."""
         slope = self.slope(logp - logp_ref)
         return slope if self.tilt == 0 else slope + self.tilt * logp_ref
 
-    def best_response(self, direction: Array, logp_ref: Array, tau: float) -> Array:
+    def best_response(self, direction: A, logp_ref: A, tau: float) -> A:
         """(..., n), (..., n) -> (..., n): log argmax_π ⟨direction, π⟩ − τR(π, μ), for τ > 0."""
         return (tau * self)._argmax(direction, logp_ref)
 
-    def conjugate(self, direction: Array, logp_ref: Array, tau: float) -> Array:
+    def conjugate(self, direction: A, logp_ref: A, tau: float) -> A:
         """(..., n), (..., n) -> (...,): max_π ⟨direction, π⟩ − τR(π, μ), for τ > 0.
 
         The conjugate of τR; its error is of second order in that of the best response.
@@ -183,9 +183,7 @@ class Divergence:
         response = self.best_response(direction, logp_ref, tau)
         return dot(xp.exp(response), direction) - tau * self.value(response, logp_ref)
 
-    def prox(
-        self, direction: Array, logp_anchor: Array, logp_ref: Array, eta: float, tau: float
-    ) -> Array:
+    def prox(self, direction: A, logp_anchor: A, logp_ref: A, eta: float, tau: float) -> A:
         """(..., n) × 3 -> (..., n): log argmin_π −η⟨direction, π⟩ + KL(π‖anchor) + ητR(π, μ).
 
         The GMMD step (RSPO Eq. 38; Sokota et al. 2022, Alg. 3.1). RSPO Eq. 13 prints τR without
@@ -206,7 +204,7 @@ class Divergence:
         worst = mu.reshape(-1, mu.shape[-1])
         return sum(c * min(_kernel_modulus(k, pair) for pair in worst) for c, k in self.terms)
 
-    def _argmax(self, direction: Array, logp_ref: Array) -> Array:
+    def _argmax(self, direction: A, logp_ref: A) -> A:
         """log argmax_π ⟨direction, π⟩ − R(π, μ)."""
         g = direction if self.tilt == 0 else direction - self.tilt * logp_ref
         if self._only_reverse_kl:
@@ -218,7 +216,7 @@ class Divergence:
         return len(self.terms) == 1 and self.terms[0][1] == REVERSE_KL
 
     @_quiet
-    def _argmax_by_root(self, g: Array, logp_ref: Array) -> Array:
+    def _argmax_by_root(self, g: A, logp_ref: A) -> A:
         """The best response for any kernels: r_i = φ⁻¹(φ(t) + g_i − g_k), where t = r_k.
 
         k is the action with the largest g, so that 0 ≤ t ≤ −log μ_k and the other slopes are
@@ -247,7 +245,7 @@ class Divergence:
         t = self._log_ratio_of_leader(relative, logp_ref, low, high, high)
         return normalize(logp_ref + xp.where(missed, self._log_ratios(relative, t), r))
 
-    def _log_ratios(self, lead: Array, t: Array) -> Array:
+    def _log_ratios(self, lead: A, t: A) -> A:
         """(..., n), (..., 1) -> (..., n): φ⁻¹(φ(t) + lead), t itself where lead is 0."""
         xp = array_namespace(lead, t)
         alive = lead > -math.inf
@@ -255,13 +253,11 @@ class Divergence:
         r = xp.where(lead == 0, t, self.inverse_slope(slopes))
         return xp.where(alive, r, xp.full_like(r, -math.inf))
 
-    def _log_ratio_of_leader(
-        self, lead: Array, logp_ref: Array, low: Array, high: Array, start: Array
-    ) -> Array:
+    def _log_ratio_of_leader(self, lead: A, logp_ref: A, low: A, high: A, start: A) -> A:
         """(..., n) × 2, (..., 1) × 3 -> (..., 1): t with Σ μ exp(r(t)) = 1."""
         xp, nothing = array_namespace(lead), array_namespace(lead).full_like(lead, -math.inf)
 
-        def excess(t: Array) -> tuple[Array, Array]:
+        def excess(t: A) -> tuple[A, A]:
             r = self._log_ratios(lead, t)
             log_total = logsumexp(logp_ref + r, keepdims=True)
             finite = xp.isfinite(log_total)
@@ -276,15 +272,17 @@ class Divergence:
         return increasing_root(excess, low, high, start)
 
     @_quiet
-    def inverse_slope(self, slope: Array) -> Array:
+    def inverse_slope(self, slope: A) -> A:
         """(..., n) -> (..., n): r with φ(r) = slope; −∞ at and below the floor, ∞ at the ceiling.
 
         One kernel's own formula; reverse KL plus forward KL or χ² by the Wright ω function (numpy
         only); anything else by a root search.
         """
-        if len(self.terms) == 1 and self.terms[0][1].inverse is not None:
+        if len(self.terms) == 1:
             c, kernel = self.terms[0]
-            return kernel.inverse(slope / c)
+            if kernel.inverse is not None:
+                found: Any = kernel.inverse(slope / c)
+                return found
         if len(self.terms) == 2 and is_numpy_array(slope):
             weights = {kernel: c for c, kernel in self.terms}
             c = weights.pop(REVERSE_KL, None)
@@ -295,7 +293,7 @@ class Divergence:
         return self.inverse_slope_by_root(slope)
 
     @_quiet
-    def inverse_slope_by_root(self, slope: Array) -> Array:
+    def inverse_slope_by_root(self, slope: A) -> A:
         """(..., n) -> (..., n): `inverse_slope` for any sum of kernels, by a root search."""
         whole = self.complete
         zero = array_namespace(slope).zeros_like(slope)
@@ -305,7 +303,7 @@ class Divergence:
         functions = whole.slope, whole.slope_derivative
         return root_of_slope(*functions, slope, whole.floor, whole.ceiling, low, high)
 
-    def _bounds(self, slope: Array) -> tuple[Array, Array]:
+    def _bounds(self, slope: A) -> tuple[A, A]:
         """(..., n) -> (..., n) × 2: a bracket of the root from the inverses of complete kernels."""
         xp, m = array_namespace(slope), len(self.terms)
         zero = xp.zeros_like(slope)
@@ -339,7 +337,7 @@ _RESOLVED = 1e-12
 _SLACK = 1e-6
 
 
-def _omega_root(q: Array, ratio: float) -> Array:
+def _omega_root(q: Any, ratio: float) -> Any:
     """r with r + ratio·eʳ = q: r = q − W for W = ω(q + log ratio), without cancellation."""
     from scipy.special import wrightomega  # scipy.special is slow to import
 
@@ -347,7 +345,7 @@ def _omega_root(q: Array, ratio: float) -> Array:
     return np.where(w > 1, np.log(w) - math.log(ratio), q - w)
 
 
-def _total(parts: Iterable[Array]) -> Array:
+def _total(parts: Iterable[A]) -> A:
     return functools.reduce(operator.add, parts)
 
 
@@ -361,7 +359,7 @@ def _kernel_modulus(kernel: Kernel, pair: Array) -> float:
 
     log_mu = np.log(pair)
 
-    def curvature(logit: Array) -> Array:
+    def curvature(logit: A) -> A:
         log_p, log_q = -log1pexp(-logit), -log1pexp(logit)
         first = np.exp(log_q) * kernel.slope_derivative(log_p - log_mu[0])
         return first + np.exp(log_p) * kernel.slope_derivative(log_q - log_mu[1])

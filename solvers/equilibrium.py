@@ -13,7 +13,7 @@ from games import MatrixGame, SymmetricGame
 from games.errors import InputError
 
 from . import rational
-from .arrays import Array, normalize
+from .arrays import normalize
 from .divergences import Divergence
 from .faces import MARGIN, finish, is_equilibrium
 from .gap import duality_gap
@@ -77,7 +77,7 @@ def equilibrium(
     game: SymmetricGame | MatrixGame,
     regularizer: Divergence | None = None,
     tau: float = 0.0,
-    reference: Array | tuple[Array, Array] | None = None,
+    reference: np.ndarray | tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Equilibrium:
     """The equilibrium of J(x, y) = xᵀAy − τR(x, μ₁) + τR(y, μ₂), to a duality gap ≤ 1e-12.
 
@@ -208,7 +208,7 @@ def _in_exact_arithmetic(
 
 
 def references_of(
-    game: SymmetricGame | MatrixGame, reference: Array | tuple[Array, Array] | None
+    game: SymmetricGame | MatrixGame, reference: np.ndarray | tuple[np.ndarray, np.ndarray] | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Both players' log μ, (..., m) and (..., n), from what the user gave. Raises InputError."""
     given = reference if isinstance(reference, tuple | list) else (reference, reference)

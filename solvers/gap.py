@@ -8,17 +8,17 @@ import numpy as np
 
 from games import MatrixGame, SymmetricGame
 
-from .arrays import Array, against
+from .arrays import against
 from .divergences import Divergence
 
 
 def duality_gap(
     game: SymmetricGame | MatrixGame,
-    logp: Array,
-    opponent_logp: Array | None = None,
+    logp: np.ndarray,
+    opponent_logp: np.ndarray | None = None,
     regularizer: Divergence | None = None,
     tau: float = 0.0,
-    reference: Array | tuple[Array, Array] | None = None,
+    reference: np.ndarray | tuple[np.ndarray, np.ndarray] | None = None,
 ) -> np.ndarray:
     """(..., m), (..., n) -> (...,): max_x′ J(x′, y) − min_y′ J(x, y′) ≥ 0, in units of the payoff.
 
@@ -42,7 +42,7 @@ def duality_gap(
     )
 
 
-def _gain(wins: Array, logp: Array, regularizer, tau: float, reference) -> np.ndarray:
+def _gain(wins: np.ndarray, logp: np.ndarray, regularizer, tau: float, reference) -> np.ndarray:
     """max_π′ ⟨wins, π′⟩ − τR(π′) + τR(π): half of the gap where players are alike."""
     if regularizer is None or tau == 0:
         return wins.max(axis=-1)

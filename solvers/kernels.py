@@ -24,13 +24,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace
 
 from games.errors import InputError
 
-from .arrays import Array, increasing_root
+from .arrays import A, Array, increasing_root
 
 Function = Callable[[Array], Array]
 
@@ -109,10 +110,11 @@ class Kernel:
         shifted = _shifted(self) if cancels else self
         return replace(shifted, inverse=_inverse(shifted))
 
-    def times_weight(self, r: Array, a: Array, b: Array) -> Array:
+    def times_weight(self, r: A, a: A, b: A) -> A:
         """(...,) × 3 -> (...,): eᵃ f(eʳ) for b = a + r, without overflow of a factor."""
         if self.weighted is not None:
-            return self.weighted(r, a, b)
+            closed: Any = self.weighted(r, a, b)
+            return closed
         xp = array_namespace(r)
         edge = _edge(r)
         far = r > edge
@@ -129,10 +131,11 @@ class Kernel:
             )
         return xp.where(far, xp.exp(xp.where(far, b, xp.zeros_like(b))) * mean, near)
 
-    def _far_slope(self, r: Array, edge: float) -> Array:
+    def _far_slope(self, r: A, edge: float) -> A:
         """φ(r), without overflow where its ceiling is finite."""
         if self.ceiling == math.inf:
-            return self.slope(r)
+            value: Any = self.slope(r)
+            return value
         xp = array_namespace(r)
         far = r > edge
         inside = self.slope(xp.where(far, xp.full_like(r, edge), r))
@@ -176,8 +179,8 @@ def _shifted(kernel: Kernel) -> Kernel:
         below = np.flatnonzero(c - kernel.slope(grid) < _SWITCH * max(1.0, abs(c)))
         switch = float(grid[below[0]]) if len(below) else far
 
-    def integral(r: Array) -> Array:
-        total: Array | float = 0.0
+    def integral(r: Array) -> Any:
+        total: Any = 0.0
         for y, weight in _NODES:
             total = total + weight * math.exp(y) / decay * bend(r + y / decay)
         return total
@@ -191,7 +194,7 @@ def _shifted(kernel: Kernel) -> Kernel:
             "subtract ceiling*(u - 1) from f, and ceiling from its slope"
         )
 
-    def slope(r: Array) -> Array:
+    def slope(r: A) -> A:
         xp, last = array_namespace(r), _edge(r) / 2
         far = r > switch
         low = kernel.slope(xp.where(far, xp.full_like(r, switch), r)) - c
@@ -203,7 +206,7 @@ def _shifted(kernel: Kernel) -> Kernel:
         tail = -integral(inside) * xp.exp(-decay * (xp.where(far, r, inside) - inside))
         return xp.where(far, tail, low)
 
-    def slope_derivative(r: Array) -> Array:
+    def slope_derivative(r: A) -> A:
         xp, last = array_namespace(r), _edge(r) / 2
         inside = xp.where(r > last, xp.full_like(r, last), r)
         beyond = xp.where(r > last, r - last, xp.zeros_like(r))
@@ -219,7 +222,7 @@ def _shifted(kernel: Kernel) -> Kernel:
     )
 
 
-def scale_free(slope: Array, floor: float, ceiling: float) -> Array:
+def scale_free(slope: A, floor: float, ceiling: float) -> A:
     """(...,) -> (...,): an increasing function of a slope whose differences are relative errors.
 
     For any floor, and a ceiling that is 0 or high.
@@ -231,7 +234,7 @@ def scale_free(slope: Array, floor: float, ceiling: float) -> Array:
     return xp.asinh(slope) if floor == -math.inf else log(slope - floor)
 
 
-def scale_free_derivative(slope: Array, floor: float, ceiling: float) -> Array:
+def scale_free_derivative(slope: A, floor: float, ceiling: float) -> A:
     """(...,) -> (...,): the derivative of `scale_free`."""
     xp = array_namespace(slope)
     if ceiling == 0:
@@ -242,12 +245,12 @@ def scale_free_derivative(slope: Array, floor: float, ceiling: float) -> Array:
 def root_of_slope(
     slope: Function,
     slope_derivative: Function,
-    target: Array,
+    target: A,
     floor: float,
     ceiling: float,
-    low: Array,
-    high: Array,
-) -> Array:
+    low: A,
+    high: A,
+) -> A:
     """(...,) -> (...,): r in [low, high] with φ(r) = target; ∓∞ at and beyond the limits of φ."""
     xp = array_namespace(target)
     inside = (target > floor) & (target < ceiling)
@@ -255,7 +258,7 @@ def root_of_slope(
     wanted = xp.where(inside, target, slope(xp.zeros_like(target)))
     goal = scale_free(wanted, floor, ceiling)
 
-    def excess(r: Array) -> tuple[Array, Array]:
+    def excess(r: A) -> tuple[A, A]:
         value = slope(r)
         gap = scale_free(value, floor, ceiling) - goal
         return gap, scale_free_derivative(value, floor, ceiling) * slope_derivative(r)
@@ -268,7 +271,7 @@ def root_of_slope(
 
 
 def _inverse(kernel: Kernel) -> Function:
-    def inverse(target: Array) -> Array:
+    def inverse(target: A) -> A:
         xp = array_namespace(target)
         high = xp.full_like(target, FARTHEST)
         parts = kernel.slope, kernel.slope_derivative
@@ -278,31 +281,31 @@ def _inverse(kernel: Kernel) -> Function:
     return inverse
 
 
-def _exp(x: Array) -> Array:
+def _exp(x: A) -> A:
     return array_namespace(x).exp(x)
 
 
-def _expm1(x: Array) -> Array:
+def _expm1(x: A) -> A:
     return array_namespace(x).expm1(x)
 
 
-def _one(x: Array) -> Array:
+def _one(x: A) -> A:
     return array_namespace(x).ones_like(x)
 
 
-def log(x: Array) -> Array:
+def log(x: A) -> A:
     """log on [0, ∞), −∞ at and below 0 (a slope under the floor)."""
     xp = array_namespace(x)
     return xp.log(xp.where(x > 0, x, xp.zeros_like(x)))
 
 
-def _log1p(x: Array) -> Array:
+def _log1p(x: A) -> A:
     """log(1 + x), −∞ at and below −1."""
     xp = array_namespace(x)
     return xp.log1p(xp.where(x > -1, x, xp.full_like(x, -1.0)))
 
 
-def _grown(x: Array, change: Array) -> Array:
+def _grown(x: A, change: A) -> A:
     """e^(x + change) − eˣ."""
     xp = array_namespace(x)
     small = xp.abs(change) < 1
@@ -310,19 +313,19 @@ def _grown(x: Array, change: Array) -> Array:
     return xp.where(small, near, xp.exp(x + change) - xp.exp(x))
 
 
-def log1pexp(x: Array) -> Array:
+def log1pexp(x: A) -> A:
     """log(1 + eˣ) without overflow."""
     xp = array_namespace(x)
     return xp.logaddexp(x, xp.zeros_like(x))  # whose derivative torch knows at 0, too
 
 
-def _times_exp(r: Array) -> Array:
+def _times_exp(r: A) -> A:
     """r eʳ, 0 at −∞."""
     xp = array_namespace(r)
     return xp.where(r == -math.inf, xp.zeros_like(r), r) * xp.exp(r)
 
 
-def _clip(x: Array, clip: float) -> Array:
+def _clip(x: A, clip: float) -> A:
     """exp(min(x, clip)), which has no gradient beyond the clip."""
     xp = array_namespace(x)
     return xp.exp(xp.where(x > clip, xp.full_like(x, clip), x))
@@ -360,13 +363,13 @@ CHI2 = Kernel(
 )
 
 
-def _js(r: Array) -> Array:
+def _js(r: A) -> A:
     """½ u log u − ½ (1 + u) log((1 + u)/2)."""
     mean = log1pexp(r) - math.log(2)
     return 0.5 * (_times_exp(r) - (1 + _exp(r)) * mean)
 
 
-def _weighted_js(r: Array, a: Array, b: Array) -> Array:
+def _weighted_js(r: A, a: A, b: A) -> A:
     mean, pi = log1pexp(r) - math.log(2), _exp(b)
     return 0.5 * (pi * r - (_exp(a) + pi) * mean)
 
@@ -438,7 +441,7 @@ def alpha_kernel(a: float) -> Kernel:
             ceiling=0.0 if a < 1 else math.inf,
         )
 
-    def f(r: Array) -> Array:
+    def f(r: A) -> A:
         if not near:
             return (_exp(a * r) - a * _exp(r) + b) / (a * b)
         xp = array_namespace(r)
@@ -446,7 +449,7 @@ def alpha_kernel(a: float) -> Kernel:
         # (uᵃ − u)/(a − 1), which tends to u log u, is 0 at u = 0.
         return (xp.exp(r) * xp.expm1(b * finite) / b - xp.expm1(r)) / a
 
-    def weighted(r: Array, w: Array, v: Array) -> Array:
+    def weighted(r: A, w: A, v: A) -> A:
         if not near:
             return (_exp(a * r + w) - a * _exp(v) + b * _exp(w)) / (a * b)
         return (_grown(v, b * r) / b - _exp(v) + _exp(w)) / a

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from array_api_compat import array_namespace, device
 
@@ -112,7 +112,7 @@ class Plays:
     offset: Array | None = None
 
     @classmethod
-    def exact(cls, payoff: Array, logp: Array, logp_ref: Array, **known: Array) -> Plays:
+    def exact(cls, payoff: Array, logp: Array, logp_ref: Array, **known: Any) -> Plays:
         """(..., n, n), (..., n), (..., n): self-play over all n actions.
 
         `known` are further fields of `Measure` (logp_average, logp_previous, …).
@@ -123,11 +123,11 @@ class Plays:
     @classmethod
     def sampled(
         cls,
-        payoff: Array,
+        payoff: Array | None,
         logp: Array,
         logp_ref: Array,
         diagonal: Diagonal = "exclude",
-        **known: Array,
+        **known: Any,
     ) -> Plays:
         """(..., K, K), (..., K), (..., K): a round robin of K responses sampled from π_t.
 

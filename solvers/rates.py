@@ -11,14 +11,13 @@ from games import MatrixGame, SymmetricGame
 from games.errors import InputError
 from games.saddle import SaddlePointGame
 
-from .arrays import Array
 from .mirror import ENTROPY, MirrorMap
 from .rules import UpdateRule
 from .theory import Constants, constant
 from .theory import largest_step as step_of_gmmd
 
 Game = SymmetricGame | MatrixGame | SaddlePointGame
-Reference = Array | tuple[Array, Array]  # log μ, a pair of them in a zero-sum game
+Reference = np.ndarray | tuple[np.ndarray, np.ndarray]  # log μ, a pair of them in a zero-sum game
 
 
 def lipschitz(game: Game) -> float:
@@ -121,7 +120,7 @@ def predicted_kl(
     game: Game,
     reference: Reference,
     kl_start: float,
-    steps: Array,
+    steps: np.ndarray,
     mirror: MirrorMap = ENTROPY,
 ) -> np.ndarray | None:
     """(T,) -> (T,): the theorem's bound on KL(π*‖π_t) at these steps; None where there is none.

@@ -88,9 +88,9 @@ def solve(
     *,
     steps: int = 1000,
     tol: float = 1e-10,
-    start: Array | Sequence[Array] | None = None,
-    reference: Array | Sequence[Array] | None = None,
-    equilibrium: Array | Sequence[Array] | None = None,
+    start: np.ndarray | Sequence[np.ndarray] | None = None,
+    reference: np.ndarray | Sequence[np.ndarray] | None = None,
+    equilibrium: np.ndarray | Sequence[np.ndarray] | None = None,
     keep_policies: bool = False,
     on_step: Callable[[int], None] | None = None,
     **settings,
@@ -124,7 +124,7 @@ def solve(
         wanted = "a data distribution (DataGame)" if rule.needs_data else "a game with payoffs"
         raise InputError(f"rule '{rule.name}' needs {wanted}")
     if not isinstance(game, DataGame):
-        both = references[0] if len(references) == 1 else tuple(references)
+        both = references[0] if len(references) == 1 else (references[0], references[1])
         rule = with_step_size(rule, game, both, steps, board.mirror)
 
     began = time.perf_counter()
@@ -145,7 +145,7 @@ def solve(
                 break
             plays = board.plays([player.measure(rule, board) for player in players])
             moved = [move(rule(p, t), p) for p in plays]
-            if any(np.isnan(theta).any() or (theta == np.inf).any() for theta in moved):
+            if any(np.any(np.isnan(theta) | (theta == np.inf)) for theta in moved):
                 status = Status.NON_FINITE
                 break
             t += 1
@@ -187,9 +187,9 @@ class _Board:
     game: Game
     shapes: tuple[tuple[int, ...], ...]  # of each player's policy
     mirror: MirrorMap = ENTROPY
-    payoffs: tuple[Array | None, ...] = (None,)
-    offset: Array | None = None
-    logp_data: Array | None = None
+    payoffs: tuple[np.ndarray | None, ...] = (None,)
+    offset: np.ndarray | None = None
+    logp_data: np.ndarray | None = None
 
     def plays(self, measures: list[Measure]) -> list[Plays]:
         others = measures[::-1]
@@ -220,7 +220,7 @@ class _Board:
             points.append(self.mirror.normalize(theta))
         return points
 
-    def gap(self, policies: list[Array], regularizer, tau: float, references) -> np.ndarray:
+    def gap(self, policies: list[np.ndarray], regularizer, tau: float, references) -> np.ndarray:
         """(...,): the duality gap of the game of that regularizer and temperature."""
         if isinstance(self.game, SaddlePointGame):
             return saddle.duality_gap(self.game, policies[0], tau, references[0])
@@ -250,26 +250,27 @@ class _Player:
     the θ of the last h policies where the memory h is finite, and more than the present one.
     """
 
-    logp: Array
-    magnet: Array  # μ of the next step
-    average: Array
-    memory_mean: Array
-    recent: tuple[Array, ...]
-    previous: Array
+    logp: np.ndarray
+    magnet: np.ndarray  # μ of the next step
+    average: np.ndarray
+    memory_mean: np.ndarray
+    recent: tuple[np.ndarray, ...]
+    previous: np.ndarray
     t: int = 0
 
     @classmethod
-    def at(cls, logp: Array, reference: Array, rule: UpdateRule, mirror) -> _Player:
+    def at(cls, logp: np.ndarray, reference: np.ndarray, rule: UpdateRule, mirror) -> _Player:
         """At the start; the policies before it count as equal to it (α-SPIN, Algorithm 2)."""
         point = mirror.point(logp)
         recent = () if rule.memory in (1, math.inf) else (logp,) * int(rule.memory)
         return cls(logp, reference, point, point, recent, logp)
 
-    def moved(self, logp: Array, rule: UpdateRule, mirror) -> _Player:
+    def moved(self, logp: np.ndarray, rule: UpdateRule, mirror) -> _Player:
         point, t = mirror.point(logp), self.t + 1
         recent = (logp, *self.recent[:-1]) if self.recent else ()
         if recent:
-            memory_mean = sum(mirror.point(theta) for theta in recent) / len(recent)
+            points = [mirror.point(theta) for theta in recent]
+            memory_mean = sum(points[1:], points[0]) / len(points)
         elif rule.memory == math.inf:
             count = t + 1 if rule.remember_start else t
             memory_mean = self.memory_mean + (point - self.memory_mean) / count
@@ -282,11 +283,13 @@ class _Player:
     def measure(self, rule: UpdateRule, board: _Board) -> Measure:
         forgetful = rule.memory == 1 or board.mirror is EUCLIDEAN
         geometric = self.logp if rule.memory == 1 else None
+        if self.recent:
+            geometric = sum(self.recent[1:], self.recent[0]) / len(self.recent)
         return Measure(
             self.logp,
             self.magnet,
             logp_average=self.logp if forgetful else np.log(self.memory_mean),
-            logp_geometric=sum(self.recent) / len(self.recent) if self.recent else geometric,
+            logp_geometric=geometric,
             logp_previous=self.previous,
             logp_data=board.logp_data,
             mirror=board.mirror,
@@ -302,7 +305,8 @@ class _Recorder:
         self.rows: list[tuple] = []
         self.last_step = -1
         self.last_gap = self.last_average_gap = np.array(np.inf)
-        if rule.needs_data:  # what these rules aim at is known in closed form
+        if rule.needs_data:  # their target is known in closed form
+            assert board.logp_data is not None
             self.stars = [spin_target(rule, board.logp_data, references[0])]
 
     def record(self, t: int, players: list[_Player]) -> None:
@@ -320,12 +324,12 @@ class _Recorder:
         self.rows.append((t, gap, average_gap, kl, policies[0] if self.keep else None))
         self.last_step, self.last_gap, self.last_average_gap = t, gap, average_gap
 
-    def _distance(self, policies: list[Array], stars: list[Array]) -> Array:
+    def _distance(self, policies: list[np.ndarray], stars: list[np.ndarray]) -> np.ndarray:
         """Σ over players of B_ψ(π*; π): KL(π*‖π), or ½‖z* − z‖² on ℝᵈ."""
         if self.board.mirror is EUCLIDEAN:
             return 0.5 * ((stars[0] - policies[0]) ** 2).sum(axis=-1)
         pairs = zip(stars, policies, strict=True)
-        return sum(kl_divergence(star, logp) for star, logp in pairs)
+        return np.sum([kl_divergence(star, logp) for star, logp in pairs], axis=0)
 
     def history(self) -> History:
         steps, gaps, average_gaps, kls, logps = zip(*self.rows, strict=True)
@@ -334,14 +338,14 @@ class _Recorder:
         return History(np.array(steps), np.stack(gaps), np.stack(average_gaps), kl, logp)
 
 
-def kl_divergence(logp: Array, logq: Array) -> Array:
+def kl_divergence(logp: Array, logq: Array) -> np.ndarray:
     """(..., n), (..., n) -> (...,): KL(p‖q) ≥ 0; inf where q lacks an action of p."""
     p = np.exp(logp)
     with np.errstate(invalid="ignore"):  # −∞ − (−∞) where p = 0, which `dot` passes over
         return np.maximum(dot(p, logp - logq), 0.0)
 
 
-def spin_target(rule: UpdateRule, logp_data: Array, logp_ref: Array) -> np.ndarray:
+def spin_target(rule: UpdateRule, logp_data: np.ndarray, logp_ref: np.ndarray) -> np.ndarray:
     """(..., n): the fixed point of (α-)SPIN, ∝ base^(1−α) data^(1/β), exponents normalized."""
     base, data = 1 - (1.0 if rule.alpha is None else rule.alpha), rule.eta_at(0)
     return normalize((base * logp_ref + data * logp_data) / (base + data))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from array_api_compat import array_namespace
 
@@ -12,7 +13,7 @@ from .plays import Plays
 from .update import Update
 
 
-def step(update: Update, plays: Plays) -> Array:
+def step(update: Update, plays: Plays) -> Any:
     """(..., n): θ of π_{t+1} = argmin −η⟨G, π⟩ + B_ψ(π; anchor) + ητR(π, μ).
 
     The one step of every rule: without R the mirror step anchor + ηG, with η = inf the (smooth)
@@ -27,7 +28,7 @@ def step(update: Update, plays: Plays) -> Array:
     """
     own, mirror = plays.own, plays.own.mirror
     direction, anchor, reference = update.direction, update.anchor, own.logp_ref
-    tau = update.tau
+    tau, shift = update.tau, None
     if own.log_weight is not None:
         c = plays.centering
         tau, direction = c * tau, direction + (c - 1) * update.drift
@@ -44,7 +45,7 @@ def step(update: Update, plays: Plays) -> Array:
         theta = mirror.normalize(anchor + update.eta * direction)
     else:
         theta = mirror.prox(update.regularizer, direction, anchor, reference, update.eta, tau)
-    return theta if own.log_weight is None else theta - shift
+    return theta if shift is None else theta - shift
 
 
 def _best_response(

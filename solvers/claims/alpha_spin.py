@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from ..arrays import Array, logsumexp, normalize
+from ..arrays import logsumexp, normalize
 from ..fits import get_fit
 from ..plays import Measure, Plays
 from ..rules import UpdateRule
@@ -36,14 +36,18 @@ COUNT = 200
 BETA, ALPHA = 0.1, 0.95  # as published
 
 
-def plays(logp: Array, base: Array, data: Array, opponent: Array) -> Plays:
+def plays(logp: np.ndarray, base: np.ndarray, data: np.ndarray, opponent: np.ndarray) -> Plays:
     """(..., n) each -> `Plays` of data responses against responses of the opponent."""
     measure = Measure(logp, base, logp_average=opponent, logp_data=data)
     return Plays(None, measure, measure)
 
 
 def iterates(
-    rule: UpdateRule, base: Array, data: Array, steps: int, start: Array | None = None
+    rule: UpdateRule,
+    base: np.ndarray,
+    data: np.ndarray,
+    steps: int,
+    start: np.ndarray | None = None,
 ) -> np.ndarray:
     """(..., n), (..., n) -> (steps + 1, ..., n): log π_{−1} and the iterates of Algorithm 2.
 
@@ -66,7 +70,7 @@ def iterates(
     return np.stack(points)
 
 
-def pair(setting: Setting, n: int = 5, spread: float = 1.0) -> tuple[Array, Array]:
+def pair(setting: Setting, n: int = 5, spread: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
     """Random log data and log base, (COUNT, n) each."""
     rng = setting.rng
     return random_policies(rng, (COUNT, n), spread), random_policies(rng, (COUNT, n), spread)
@@ -128,7 +132,9 @@ def dpo_minimizer(setting: Setting) -> Finding:
     )
 
 
-def excess_loss(beta: float, away: Array, data: Array, opponent: Array) -> Array:
+def excess_loss(
+    beta: float, away: np.ndarray, data: np.ndarray, opponent: np.ndarray
+) -> np.ndarray:
     """(...,): excess of the expected DPO loss at log-ratio error `away` over its minimum.
 
     A sum over pairs of weight · KL(true label distribution ‖ label distribution predicted by π).
@@ -336,7 +342,9 @@ def all_remembered(setting: Setting) -> Finding:
     regularization/smoothing acting on the opponent's strategy [: it converges at β = 0.1]."""
     data, base = (logp[:40] for logp in pair(setting))
 
-    def distances(beta: float, alpha: float, memory: float, steps: int) -> tuple[Array, Array]:
+    def distances(
+        beta: float, alpha: float, memory: float, steps: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """(steps, 40): Σ|π_t − π*|, and the same of the mean of π_0, …, π_t."""
         rule = spin_rule(setting, beta, alpha, memory)
         p = np.exp(iterates(rule, base, data, steps)[1:])
@@ -383,7 +391,7 @@ def all_remembered(setting: Setting) -> Finding:
     )
 
 
-def median(values: Array) -> np.ndarray:
+def median(values: np.ndarray) -> np.ndarray:
     """(T, count) -> (T,)."""
     return np.median(values, axis=-1)
 
@@ -460,7 +468,7 @@ def tokens(setting: Setting) -> Finding:
     )
 
 
-def total_variation(tables: list[Array], alpha: float) -> Array:
+def total_variation(tables: list[np.ndarray], alpha: float) -> np.ndarray:
     """Conditionals (2, ..., s, …, s) of two models for each position -> (...,)."""
     joint, tokenwise, count = 0.0, 0.0, tables[0].shape[1]
     for logp in tables:

@@ -53,12 +53,12 @@ class Pairs(Instances):
     eta: float = 0.6
 
     @property
-    def magnet(self) -> Array:
+    def magnet(self) -> np.ndarray:
         """(..., n): log of π_ref^(τ/η) π_t^(1−τ/η)."""
         share = self.tau / self.eta
         return share * self.ref + (1 - share) * self.current
 
-    def formula(self, opponent: Array | None = None) -> Array:
+    def formula(self, opponent: np.ndarray | None = None) -> np.ndarray:
         """(..., n): log π_{t+1} of Eq. 5, or the same step against another opponent."""
         return normalize(self.wins(opponent) / self.eta + self.magnet)
 
@@ -67,21 +67,21 @@ class Pairs(Instances):
         rule = setting.rule("inpo", tau=self.tau, eta=1 / self.eta)
         return rule(self.plays if plays is None else plays)
 
-    def h(self, logp: Array) -> Array:
+    def h(self, logp: Array) -> np.ndarray:
         """(..., n, n): h_t(π, y, y′)."""
         return differences(logp - self.magnet)
 
-    def loss(self, logp: Array, source: Array) -> Array:
+    def loss(self, logp: np.ndarray, source: np.ndarray) -> np.ndarray:
         """(...,): Eq. 7, with both responses drawn from `source`."""
         return mean(source, (self.h(logp) - differences(self.wins()) / self.eta) ** 2)
 
-    def label_loss(self, logp: Array, source: Array) -> Array:
+    def label_loss(self, logp: np.ndarray, source: np.ndarray) -> np.ndarray:
         """(...,): Eq. 8, with both responses drawn from `source`, then labeled."""
         won, h, aim = self.games.payoff, self.h(logp), 1 / (2 * self.eta)
         return mean(source, won * (h - aim) ** 2 + (1 - won) * (-h - aim) ** 2)
 
 
-def mean(source: Array, pairs: Array) -> Array:
+def mean(source: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     """(..., n), (..., n, n) -> (...,): the mean over independent y and y′."""
     p = np.exp(source)
     return dot(p, against(pairs, p))
@@ -158,7 +158,7 @@ def greedy_regret(setting: Setting) -> Finding:
     )
 
 
-def regret(points: Array, game: SymmetricGame, tau: float, ref: Array) -> np.ndarray:
+def regret(points: np.ndarray, game: SymmetricGame, tau: float, ref: np.ndarray) -> np.ndarray:
     """(T, ..., n) -> (...,): Σ ℓ_t(π_t) − min_π Σ ℓ_t(π)."""
     p = np.exp(points)
     own = dot(p, against(game.payoff, p)) - tau * kl_divergence(points, ref)
@@ -239,10 +239,11 @@ class Averages:
 
 def averages(setting: Setting) -> Averages:
     """Runs OMD as in Lemma 2, with B = max(1/τ, √(D/T)), which bounds all π_t."""
-    rng, horizons = setting.rng, np.array([4, 16, 64, 256])
+    rng, horizons, about = setting.rng, np.array([4, 16, 64, 256]), ""
     found: list[list[list[float]]] = []
     for _ in range(2):
         games = setting.games(rng, 100, 4)
+        about = setting.about(games)
         ref = setting.references(rng, games)
         ref = np.broadcast_to(ref.reshape(-1, games.n)[0], ref.shape)
         width = float(-ref.min())  # D = max KL(π‖π_ref)
@@ -268,7 +269,7 @@ def averages(setting: Setting) -> Averages:
                 )
             found.append(row)
     regrets, any_regrets, gaps = np.moveaxis(np.array(found), -1, 0)
-    return Averages(horizons, regrets, any_regrets, gaps, setting.about(games))
+    return Averages(horizons, regrets, any_regrets, gaps, about)
 
 
 OWN_CONSTANT = (
@@ -476,7 +477,7 @@ def population_loss(setting: Setting) -> Finding:
     )
 
 
-def sampled_loss(setting: Setting, at: Pairs, logp: Array, k: int) -> Array:
+def sampled_loss(setting: Setting, at: Pairs, logp: np.ndarray, k: int) -> np.ndarray:
     """(..., n) -> (...,): the pair loss of K samples of π_t, expected over all their draws."""
     n = at.games.n
     y = np.stack(np.meshgrid(*[np.arange(n)] * k, indexing="ij"), axis=-1).reshape(-1, k)
@@ -565,7 +566,7 @@ def best_and_worst(setting: Setting, oracle: str) -> Finding:
     )
 
 
-def preferences(rng: np.random.Generator, count: int, cyclic: float) -> Array:
+def preferences(rng: np.random.Generator, count: int, cyclic: float) -> np.ndarray:
     """(count, K, K): P = σ(r_i − r_j + cyclic·(u_i v_j − u_j v_i)), all of r, u, v normal."""
     r, u, v = rng.normal(size=(3, count, K))
     turn = u[:, :, None] * v[:, None, :]

@@ -29,7 +29,7 @@ import numpy as np
 
 from games import PreferenceGame, SymmetricGame
 
-from ..arrays import Array, normalize
+from ..arrays import normalize
 from ..plays import Plays
 from ..rules import RULES, UpdateRule, get_rule
 from ..steps import step
@@ -245,7 +245,7 @@ def _measure(measure: Callable[..., Finding], value: str, setting: Setting) -> F
 
 
 def trajectory(
-    rule: UpdateRule, games: SymmetricGame, start: Array, reference: Array, steps: int
+    rule: UpdateRule, games: SymmetricGame, start: np.ndarray, reference: np.ndarray, steps: int
 ) -> np.ndarray:
     """(..., n), (..., n) -> (steps + 1, ..., n): log π_0, …, log π_T of a rule without memory."""
     points = [start]
@@ -255,7 +255,7 @@ def trajectory(
     return np.stack(points)
 
 
-def logit_gradient(logp: Array, values: Array) -> np.ndarray:
+def logit_gradient(logp: np.ndarray, values: np.ndarray) -> np.ndarray:
     """(..., n), (..., n) -> (..., n): Σ_y values(y) ∇_θ log π(y), θ the softmax logits."""
     return values - np.exp(logp) * values.sum(axis=-1, keepdims=True)
 

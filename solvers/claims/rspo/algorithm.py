@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 
-from ...arrays import Array, against, dot, normalize
+from ...arrays import against, dot, normalize
 from ...divergences import parse
 from ...equilibrium import equilibrium
 from ...fits import get_fit
@@ -136,7 +136,7 @@ def contrastive_losses(setting: Setting) -> Finding:
     p = np.exp(case.current)
     laplacian = p[..., None] * np.eye(p.shape[-1]) - p[..., :, None] * p[..., None, :]
     least = np.sort(np.linalg.eigvalsh(laplacian), axis=-1)[..., 1]
-    elsewhere = fit(plays, update, case.theta).min()
+    elsewhere = np.min(fit(plays, update, case.theta))
     return finding(
         printed=bool(least.min() <= 1e-12),
         instead=at_step <= 1e-12 and elsewhere > 0 and least.min() > 0,
@@ -159,7 +159,7 @@ def relative_likelihood(setting: Setting) -> Finding:
     the preferred response; RSPO's loss circumvents this."""
     features, rate = np.array([1.0, 0.0, 3.0]), 0.01  # logits θ·features, y¹ preferred to y²
 
-    def descend(loss_slope) -> tuple[Array, Array]:
+    def descend(loss_slope) -> tuple[np.ndarray, np.ndarray]:
         theta, points = 0.0, []
         for _ in range(100):
             logp = normalize(theta * features)

@@ -27,10 +27,10 @@ COUNT = 200  # random cases per claim
 class Case:
     """Games (..., n, n), log π_θ, log π_t and log μ (..., n), and the constants of a loss."""
 
-    payoff: Array
-    theta: Array
-    current: Array
-    ref: Array
+    payoff: np.ndarray
+    theta: np.ndarray
+    current: np.ndarray
+    ref: np.ndarray
     eta: float = 0.7
     tau: float = 0.3
 
@@ -45,41 +45,41 @@ class Case:
         return replace(self, theta=self.current)
 
     @property
-    def mixture(self) -> Array:
+    def mixture(self) -> np.ndarray:
         """log π_t^μ, the geometric mixture of Nash-MD."""
         share = self.eta * self.tau
         return normalize((1 - share) * self.current + share * self.ref)
 
-    def wins(self, opponent: Array) -> Array:
+    def wins(self, opponent: np.ndarray) -> np.ndarray:
         """(..., n): P(y ≻ opponent)."""
         return against(self.payoff, np.exp(opponent))
 
-    def mean(self, values: Array) -> Array:
+    def mean(self, values: np.ndarray) -> np.ndarray:
         """E_{y∼π_θ}[∇log π_θ(y) values(y)]."""
         return logit_gradient(self.theta, np.exp(self.theta) * values)
 
-    def gradient(self, loss: Callable[[Array], Array]) -> Array:
+    def gradient(self, loss: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         """(..., n): ∇_θ loss(log π_θ), by the complex step; all but logp is constant."""
         n, tiny = self.theta.shape[-1], 1e-30
 
-        def along(direction: Array) -> Array:
+        def along(direction: np.ndarray) -> np.ndarray:
             moved = self.theta + 1j * tiny * direction
             logp = moved - np.log(np.exp(moved).sum(axis=-1, keepdims=True))
-            return loss(logp).imag / tiny
+            return np.imag(loss(logp)) / tiny
 
         return np.stack([along(direction) for direction in np.eye(n)], axis=-1)
 
-    def fit(self, values: Array, weights: Array | None = None) -> Array:
+    def fit(self, values: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
         """∇_θ E_{y∼π_t}[(log π_θ/π_t − values)²], or under other constant weights."""
         weights = np.exp(self.current) if weights is None else weights
         return self.gradient(lambda logp: mean_of(weights, (logp - self.current - values) ** 2))
 
-    def kl_gradient(self) -> Array:
+    def kl_gradient(self) -> np.ndarray:
         """∇_θ KL(π_θ‖μ)."""
         return self.gradient(lambda logp: mean_of(np.exp(logp), logp - self.ref))
 
 
-def mean_of(weights: Array, values: Array) -> Array:
+def mean_of(weights: np.ndarray, values: Array) -> np.ndarray:
     """(..., n), (..., n) -> (...,): Σ weights · values; complex values are allowed."""
     return (weights * values).sum(axis=-1)
 
@@ -115,7 +115,9 @@ HAND = (
 KINDS = ("preference", "skew")
 
 
-def minimizer(current: Array, target: Array, regularizer=None, lam: float = 0.0, ref=None) -> Array:
+def minimizer(
+    current: np.ndarray, target: np.ndarray, regularizer=None, lam: float = 0.0, ref=None
+) -> np.ndarray:
     """(..., n): argmin over distributions of Σ π_t (log π − target)² + λR(π, μ).
 
     Newton's method in x = log π and a multiplier ν of Σ eˣ = 1.

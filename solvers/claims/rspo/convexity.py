@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...arrays import Array, normalize
+from ...arrays import normalize
 from ...divergences import Divergence, parse
 from ..ledger import (
     Finding,
@@ -20,7 +20,7 @@ from .regularized_game import ALL, MODULI, TABLE_6, span
 # Assumption A.1: strong convexity relative to entropy.
 
 
-def least_ratio(regularizer: Divergence, mu: Array, rng: np.random.Generator) -> np.ndarray:
+def least_ratio(regularizer: Divergence, mu: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """(B, n) -> (B,): the smallest ratio of the two sides of Eq. 16 found, for nearby π and π′.
 
     At π the worst direction v, Σv = 0, has the ratio λ with Σ π/(φ′ − λ) = 0 between the two least
@@ -28,7 +28,7 @@ def least_ratio(regularizer: Divergence, mu: Array, rng: np.random.Generator) ->
     """
     logmu = np.log(mu)[:, None]
 
-    def lowest(logp: Array) -> Array:
+    def lowest(logp: np.ndarray) -> np.ndarray:
         bends = regularizer.slope_derivative(logp - logmu)
         low, high = np.moveaxis(np.sort(bends, axis=-1)[..., :2], -1, 0)
         for _ in range(60):
@@ -50,7 +50,7 @@ def least_ratio(regularizer: Divergence, mu: Array, rng: np.random.Generator) ->
     return best.min(axis=-1)
 
 
-def two_actions(regularizer: Divergence) -> tuple[Array, Array, Array, float, float]:
+def two_actions(regularizer: Divergence) -> tuple[np.ndarray, np.ndarray, np.ndarray, float, float]:
     """μ, π, π′ of two actions with the smallest ratio on a grid, and both sides of Eq. 16."""
     found = []
     for mu in (np.array([0.5, 0.5]), np.array([0.1, 0.9])):

@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ...arrays import Array
 from ..ledger import (
     ROUNDING,
     Finding,
@@ -23,7 +22,7 @@ from ..ledger import (
 )
 from .cases import HAND, KINDS, Case, by_hand, cases
 
-Line = Callable[[Case], Array]
+Line = Callable[[Case], np.ndarray]
 
 
 def compare_lines(
@@ -63,51 +62,51 @@ def compare_lines(
 # Nash-MD as RSPO with external regularization: Eqs. 17–25. A = P(y ≻ π_t^μ) − ½ throughout.
 
 
-def _advantage(case: Case) -> Array:
+def _advantage(case: Case) -> np.ndarray:
     return case.wins(case.mixture) - 0.5
 
 
-def log_ratios(case: Case) -> tuple[Array, Array, Array]:
+def log_ratios(case: Case) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """log π_θ/π_t, log π_θ/μ and log π_t/μ."""
     return case.theta - case.current, case.theta - case.ref, case.current - case.ref
 
 
-def _nash_md(case: Case) -> Array:
+def _nash_md(case: Case) -> np.ndarray:
     """Eqs. 19 and 26, the definition (an ascent direction)."""
     return case.mean(_advantage(case) - case.tau * log_ratios(case)[1])
 
 
-def _eq20(case: Case) -> Array:
+def _eq20(case: Case) -> np.ndarray:
     _, to_ref, current_to_ref = log_ratios(case)
     return case.mean(_advantage(case) - case.tau * to_ref + 2 * case.tau * current_to_ref)
 
 
-def _eq21(case: Case) -> Array:
+def _eq21(case: Case) -> np.ndarray:
     to_current, to_ref, _ = log_ratios(case)
     return case.mean(_advantage(case) - 2 * case.tau * to_current + case.tau * to_ref)
 
 
-def _first_part(case: Case) -> Array:
+def _first_part(case: Case) -> np.ndarray:
     return case.mean(_advantage(case) - 2 * case.tau * log_ratios(case)[0])
 
 
-def _eq22(case: Case) -> Array:
-    def expected(logp: Array) -> Array:
+def _eq22(case: Case) -> np.ndarray:
+    def expected(logp: np.ndarray) -> np.ndarray:
         return (np.exp(logp) * (logp - case.ref)).sum(axis=-1)
 
     return _first_part(case) + case.tau * case.gradient(expected)
 
 
-def _eq23(case: Case) -> Array:
+def _eq23(case: Case) -> np.ndarray:
     return _first_part(case) + case.tau * case.kl_gradient()
 
 
-def _eq24(case: Case, factor: float = 2.0, power: int = 2) -> Array:
+def _eq24(case: Case, factor: float = 2.0, power: int = 2) -> np.ndarray:
     fit = case.fit(_advantage(case) / (2 * case.tau), np.exp(case.theta))
     return factor * case.tau**power * fit + case.tau * case.kl_gradient()
 
 
-def _eq25(case: Case) -> Array:
+def _eq25(case: Case) -> np.ndarray:
     fit = case.fit(_advantage(case) / (2 * case.tau))
     return 2 * case.tau**2 * fit + case.tau * case.kl_gradient()
 
@@ -117,7 +116,7 @@ def nash_md_as_rspo(setting: Setting) -> Finding:
     """∇L_Nash-MD(θ) = ∇L_RSPO(θ; G = P(y ≻ π_t^μ), B = ½, R = KL(π_θ‖μ)) (also Eq. 17)."""
     case = cases(setting)
 
-    def misfit(case: Case) -> Array:
+    def misfit(case: Case) -> np.ndarray:
         """Distance of Eq. 19 from all a·∇(squares) + b·∇KL, relative: 0 if some λ does."""
         parts = case.fit(case.eta * _advantage(case)), case.kl_gradient()
         basis = np.stack(parts, axis=-1)
@@ -211,34 +210,34 @@ def line_25(setting: Setting) -> Finding:
 # Nash-MD as RSPO without: Eqs. 11 and 26–31.
 
 
-def _inner(case: Case) -> Array:
+def _inner(case: Case) -> np.ndarray:
     """P(y ≻ π_t^μ) − ½ − τ log π_θ/π_t − τ log π_t/μ."""
     to_current, _, current_to_ref = log_ratios(case)
     return _advantage(case) - case.tau * to_current - case.tau * current_to_ref
 
 
-def _target(case: Case) -> Array:
+def _target(case: Case) -> np.ndarray:
     return _advantage(case) - case.tau * log_ratios(case)[2]
 
 
-def _eq28(case: Case) -> Array:
+def _eq28(case: Case) -> np.ndarray:
     return case.mean(_inner(case))
 
 
-def _eq29(case: Case) -> Array:
+def _eq29(case: Case) -> np.ndarray:
     return logit_gradient(case.theta, np.exp(case.current) * _inner(case))
 
 
-def _eq30(case: Case) -> Array:
+def _eq30(case: Case) -> np.ndarray:
     p, goal = np.exp(case.current), _target(case)
 
-    def loss(logp: Array) -> Array:
+    def loss(logp: np.ndarray) -> np.ndarray:
         return (p * (case.tau * (logp - case.current) - goal) ** 2).sum(axis=-1) / 2
 
     return case.gradient(loss)
 
 
-def _eq31(case: Case) -> Array:
+def _eq31(case: Case) -> np.ndarray:
     return case.tau**2 * case.fit(_target(case) / case.tau) / 2
 
 
@@ -271,7 +270,7 @@ def nash_md_without_regularizer(setting: Setting) -> Finding:
 def lines_that_hold(setting: Setting, each: str) -> Finding:
     """Eq. {each} = the line above it: {text}."""
 
-    def pairs(case: Case) -> Array:
+    def pairs(case: Case) -> np.ndarray:
         """Eq. 27: over pairs y ∼ π_θ, y′ ∼ π_t^μ."""
         weights = np.exp(case.theta)[..., :, None] * np.exp(case.mixture)[..., None, :]
         values = case.payoff - 0.5 + (_inner(case) - _advantage(case))[..., :, None]

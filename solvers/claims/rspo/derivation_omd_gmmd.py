@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...arrays import Array
 from ...divergences import parse
 from ..ledger import (
     Finding,
@@ -21,38 +20,38 @@ from .derivation_nash_md import compare_lines, log_ratios
 # OMD: Eqs. 32–36.
 
 
-def _omd_target(case: Case) -> Array:
+def _omd_target(case: Case) -> np.ndarray:
     return case.wins(case.current) - case.tau * log_ratios(case)[2]
 
 
-def _eq32(case: Case) -> Array:
+def _eq32(case: Case) -> np.ndarray:
     goal = _omd_target(case)
 
-    def loss(logp: Array) -> Array:
+    def loss(logp: np.ndarray) -> np.ndarray:
         p = np.exp(logp)
         return (-case.eta * p * goal + p * (logp - case.current)).sum(axis=-1)
 
     return case.gradient(loss)
 
 
-def _eq33(case: Case, inside: float = 1.0) -> Array:
+def _eq33(case: Case, inside: float = 1.0) -> np.ndarray:
     goal = _omd_target(case)
 
-    def gain(logp: Array) -> Array:
+    def gain(logp: np.ndarray) -> np.ndarray:
         return (np.exp(logp) * (goal - inside * (logp - case.current))).sum(axis=-1)
 
     return -case.eta * case.gradient(gain)
 
 
-def _eq34(case: Case) -> Array:
+def _eq34(case: Case) -> np.ndarray:
     return -case.eta * case.mean(_omd_target(case) - log_ratios(case)[0])
 
 
-def _eq35(case: Case) -> Array:
+def _eq35(case: Case) -> np.ndarray:
     return case.eta / 2 * case.fit(_omd_target(case), np.exp(case.theta))
 
 
-def _eq36(case: Case) -> Array:
+def _eq36(case: Case) -> np.ndarray:
     return case.eta / 2 * case.fit(_omd_target(case))
 
 
@@ -105,27 +104,27 @@ def line_36(setting: Setting) -> Finding:
 CHI2 = parse("chi2")
 
 
-def _pull(case: Case) -> Array:
+def _pull(case: Case) -> np.ndarray:
     return case.mean(CHI2.gradient(case.theta, case.ref))
 
 
-def _gmmd_loss(case: Case) -> Array:
+def _gmmd_loss(case: Case) -> np.ndarray:
     """∇ of Eq. 14."""
     g = case.wins(case.current)
 
-    def loss(logp: Array) -> Array:
+    def loss(logp: np.ndarray) -> np.ndarray:
         return (np.exp(logp) * (-case.eta * g + logp - case.current)).sum(axis=-1)
 
     return case.gradient(loss) + case.tau * _pull(case)
 
 
-def _rspo_loss(case: Case, lam: float | None = None) -> Array:
+def _rspo_loss(case: Case, lam: float | None = None) -> np.ndarray:
     """∇ of Eq. 43."""
     square = case.fit(case.eta * (case.wins(case.current) - 0.5))
     return square + (2 * case.tau if lam is None else lam) * _pull(case)
 
 
-def _eq44(case: Case) -> Array:
+def _eq44(case: Case) -> np.ndarray:
     """B without its η."""
     return case.fit(case.eta * case.wins(case.current) - 0.5) + 2 * case.tau * _pull(case)
 
@@ -134,7 +133,7 @@ def _eq44(case: Case) -> Array:
 def line_15(setting: Setting) -> Finding:
     """∇L_GMMD(θ) = E_{y∼π_θ}[∇log π_θ(y)(−ηG + log π_θ/π_t + B)] + τ∇R, for any B without θ."""
 
-    def eq15(case: Case, baseline: float = 0.37) -> Array:
+    def eq15(case: Case, baseline: float = 0.37) -> np.ndarray:
         g = case.wins(case.current)
         values = -case.eta * g + log_ratios(case)[0] + baseline
         return case.mean(values) + case.tau * _pull(case)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ...arrays import Array, dot, normalize
+from ...arrays import dot, normalize
 from ...divergences import parse
 from ...estimators import estimate
 from ..ledger import (
@@ -24,12 +24,12 @@ from ..ledger import (
 )
 from .cases import COUNT, Case, by_hand, cases, mean_of
 
-DEFINITIONS: dict[str, Callable[[Array, Array], Array]] = {
+DEFINITIONS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "reverse_kl": lambda logp, ref: mean_of(np.exp(logp), logp - ref),
     "forward_kl": lambda logp, ref: mean_of(np.exp(ref), ref - logp),
     "chi2": lambda logp, ref: 0.5 * mean_of(np.exp(ref), (np.exp(logp - ref) - 1) ** 2),
 }
-PUBLISHED: dict[str, Callable[[Array, Array], Array]] = {
+PUBLISHED: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "reverse_kl": lambda logp, ref: (logp - ref) ** 2,
     "forward_kl": lambda logp, ref: np.exp(ref - logp),
     "chi2": lambda logp, ref: np.exp(logp - ref),
@@ -38,12 +38,12 @@ FACTORS = {"reverse_kl": 2.0, "forward_kl": 1.0, "chi2": 1.0}  # of the gradient
 CLIP = 10.0
 
 
-def true_gradient(case: Case, name: str) -> Array:
+def true_gradient(case: Case, name: str) -> np.ndarray:
     """∇R(π_θ, μ)."""
     return case.gradient(lambda logp: DEFINITIONS[name](logp, case.ref))
 
 
-def sampled_gradient(case: Case, name: str, weights: Array | None = None) -> Array:
+def sampled_gradient(case: Case, name: str, weights: np.ndarray | None = None) -> np.ndarray:
     """E_{y∼π_θ}[∇ĥ(y)] of Eqs. 52–54, or under other constant weights."""
     p = np.exp(case.theta) if weights is None else weights
     return case.gradient(lambda logp: mean_of(p, PUBLISHED[name](logp, case.ref)))
@@ -151,8 +151,8 @@ def off_policy(setting: Setting, each: str) -> Finding:
     weights, lam = np.exp(case.current), 2 * case.eta * case.tau / FACTORS[each]
     steps, rate = 30, 0.2
 
-    def importance(case: Case) -> Array:
-        def loss(logp: Array) -> Array:
+    def importance(case: Case) -> np.ndarray:
+        def loss(logp: np.ndarray) -> np.ndarray:
             return mean_of(
                 weights,
                 estimate("importance", parse(each).summands[0], logp, case.ref, case.current, CLIP),
@@ -207,7 +207,7 @@ def clipped(setting: Setting, each: str) -> Finding:
     """To mitigate the risk of gradient explosion, we apply gradient clipping with a maximum value
     of 10 (R = {each}) [on the log-ratio, as the authors' code does; ∇R is still estimated]."""
 
-    def bias(spread: float) -> tuple[Array, Array]:
+    def bias(spread: float) -> tuple[np.ndarray, np.ndarray]:
         """Relative bias at θ = θ_t, and the largest log-ratio."""
         rng = setting.rng
         near, wide = random_policies(rng, (COUNT, 4)), random_policies(rng, (COUNT, 4), spread)
@@ -215,7 +215,7 @@ def clipped(setting: Setting, each: str) -> Finding:
         case = Case(np.full((4, 4), 0.5), theta, theta, ref)
         true = true_gradient(case, each)
 
-        def loss(logp: Array) -> Array:
+        def loss(logp: np.ndarray) -> np.ndarray:
             return mean_of(
                 np.exp(theta),
                 estimate("published", parse(each).summands[0], logp, ref, theta, CLIP),

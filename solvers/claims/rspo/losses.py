@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ...arrays import Array, dot, normalize
+from ...arrays import dot, normalize
 from ...divergences import reverse_kl
 from ...equilibrium import equilibrium
 from ..ledger import (
@@ -60,13 +60,13 @@ def half_is_the_mean(setting: Setting) -> Finding:
 def variance_optimal_baseline(setting: Setting) -> Finding:
     """In theory, B helps minimize the variance of G the most when B = E_{y∼π_t}[G]."""
 
-    def spreads(logp: Array, g: Array, baseline: Array) -> Array:
+    def spreads(logp: np.ndarray, g: np.ndarray, baseline: np.ndarray | float) -> np.ndarray:
         """Total variance of (G − B)∇log π."""
         p, norms = np.exp(logp), 1 - 2 * np.exp(logp) + dot(np.exp(logp), np.exp(logp))[..., None]
         mean = logit_gradient(logp, p * g)
         return dot(p, norms * (g - baseline) ** 2) - dot(mean, mean)
 
-    def weighted(logp: Array, g: Array) -> Array:
+    def weighted(logp: np.ndarray, g: np.ndarray) -> np.ndarray:
         p, norms = np.exp(logp), 1 - 2 * np.exp(logp) + dot(np.exp(logp), np.exp(logp))[..., None]
         return (dot(p, norms * g) / dot(p, norms))[..., None]
 
@@ -102,13 +102,13 @@ def lam_is_the_temperature(setting: Setting) -> Finding:
     ref = setting.references(rng, games)
     eta, lam = 2.0, 0.6
 
-    def pull(tau: float, estimator: Callable[[Case], Array]) -> float:
+    def pull(tau: float, estimator: Callable[[Case], np.ndarray]) -> float:
         """|gradient| of the loss at θ = θ_t = the equilibrium of temperature τ."""
         star = equilibrium(games, reverse_kl, tau, ref).logp
         case = Case(games.payoff, star, star, ref)
         return largest(case.fit(eta * (case.wins(star) - 0.5)) + lam * estimator(case))
 
-    def square(case: Case) -> Array:
+    def square(case: Case) -> np.ndarray:
         p = np.exp(case.theta)
         return case.gradient(lambda logp: mean_of(p, (logp - case.ref) ** 2))
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from games import zoo
 
-from ...arrays import Array, dot, normalize
+from ...arrays import dot, normalize
 from ...divergences import parse
 from ...equilibrium import equilibrium
 from ...gap import duality_gap
@@ -169,7 +169,7 @@ def table_5(setting: Setting, each: str) -> Finding:
     name = {"SPPO": "mwu", "OMD": "omd", "Nash-MD": "nash_md"}[each]
     settings = {} if name == "mwu" else {"tau": case.tau}
 
-    def direction(case: Case) -> Array:
+    def direction(case: Case) -> np.ndarray:
         opponent = case.mixture if name == "nash_md" else case.current
         drift = 0.0 if name == "mwu" else case.tau * (case.current - case.ref)
         return case.wins(opponent) - drift

@@ -9,7 +9,7 @@ import numpy as np
 
 from games import PreferenceGame, SkewGame, zoo
 
-from ...arrays import Array, normalize
+from ...arrays import normalize
 from ...divergences import Divergence, parse
 from ...equilibrium import equilibrium
 from ...rates import lipschitz
@@ -133,8 +133,8 @@ class Pair:
     """
 
     regularizer: Divergence
-    mu: Array
-    star: Array
+    mu: np.ndarray
+    star: np.ndarray
     curvature: float  # c = q φ′(p/μ₁) + p φ′(q/μ₂) at the equilibrium (p, q)
     step: float = 0.1  # τ = η
 
@@ -204,17 +204,17 @@ class Cycle:
         return PreferenceGame(payoff)
 
     @property
-    def mu(self) -> Array:
+    def mu(self) -> np.ndarray:
         """log μ."""
         return np.log([0.01, 0.01, 0.01, 0.97])
 
     @cached_property
-    def star(self) -> Array:
+    def star(self) -> np.ndarray:
         """log π*."""
         return equilibrium(self.game, self.regularizer, self.step, self.mu).logp
 
     @property
-    def start(self) -> Array:
+    def start(self) -> np.ndarray:
         """π* perturbed within the cycle."""
         return normalize(self.star + np.array([0.1, -0.1, 0.0, 0.0]))
 

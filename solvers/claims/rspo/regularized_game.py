@@ -6,7 +6,7 @@ import numpy as np
 
 from games import SymmetricGame
 
-from ...arrays import Array, against, dot
+from ...arrays import against, dot
 from ...divergences import Divergence, parse, reverse_kl
 from ...equilibrium import equilibrium
 from ...gap import duality_gap
@@ -49,7 +49,7 @@ MODULI = {
 }
 
 
-def span(values: Array) -> str:
+def span(values: np.ndarray) -> str:
     """The range of the values, as text."""
     low, high = float(np.min(values)), float(np.max(values))
     return f"= {low:g}" if high - low < 1e-12 else f"from {low:.2g} to {high:.2g}"
@@ -113,7 +113,7 @@ def variational_inequality(setting: Setting) -> Finding:
     for regularizer in map(parse, TABLE_6):
         star = equilibrium(games, regularizer, tau, ref).logp
 
-        def slope(logp: Array, regularizer: Divergence = regularizer) -> Array:
+        def slope(logp: np.ndarray, regularizer: Divergence = regularizer) -> np.ndarray:
             wins = against(games.payoff, np.exp(logp))
             return tau * regularizer.gradient(logp, ref) - wins
 
