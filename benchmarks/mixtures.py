@@ -33,7 +33,7 @@ from llm.policy.model import Policy
 from llm.sampling.gflownet import remove_sampler, sample_gflownet, steps, train_sampler
 from llm.sampling.token_mixture import sample_token_mixture, token_mixture_log_probs
 from llm.sampling.transformers_engine import sample
-from solvers.arrays import normalise
+from solvers.arrays import normalize
 from tests.tiny_models import save_causal_lm, symbol_tokenizer
 
 from .__main__ import _processor
@@ -172,7 +172,7 @@ def samplers(model: Enumerable, share: float) -> dict[str, list[np.ndarray]]:
         token = token.double().numpy()
         trained = at[LONG][number]
         for name, law in {
-            "true": normalise(target),
+            "true": normalize(target),
             "π_θ, unweighted": own,
             "(a) π_θ, weighted, K = 8": np.log(weighted_draw(own, target, 8)),
             "(a) π_θ, weighted, K = 64": np.log(weighted_draw(own, target, 64)),

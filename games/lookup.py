@@ -58,7 +58,8 @@ def load_object(path: str, what: str, kind: Any = object) -> Any:
         raise InputError(f"{what} '{path}' cannot be imported: {reason}") from None
     if not isinstance(found, kind):
         wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-        raise InputError(f"{what} '{path}' is a {type(found).__name__}, not a {wanted}")
+        article = "an" if wanted[0] in "AEIOU" else "a"
+        raise InputError(f"{what} '{path}' is a {type(found).__name__}, not {article} {wanted}")
     return found
 
 

@@ -9,9 +9,10 @@ array([0.333, 0.333, 0.333])
 from .divergences import Divergence, parse
 from .gap import duality_gap
 from .plays import Measure, Plays
-from .rules import RULES, Update, UpdateRule, get_rule
+from .rules import RULES, UpdateRule, get_rule
 from .solve import Solution, Status, solve
 from .steps import step
+from .update import Update
 
 __all__ = [
     "RULES",

@@ -126,7 +126,7 @@ def _parser() -> Parser:
         help="where to draw gaps and KL (.png, .pdf or .svg; default: runs/compare-GAME.png)",
     )
 
-    nash = add("nash", "find the exact equilibrium of a game, regularised or not")
+    nash = add("nash", "find the exact equilibrium of a game, regularized or not")
     _add_game(nash)
     _add_regularizer(nash, "none; reverse_kl if --tau is given")
     nash.add_argument(
@@ -134,7 +134,7 @@ def _parser() -> Parser:
         default="exact",
         choices=("exact", "cvxpy", "lp"),
         help="exact: Newton and interior point; cvxpy: a general convex solver; lp: a linear "
-        "program, unregularised games only (default: exact)",
+        "program, unregularized games only (default: exact)",
     )
     _add_json(nash, "the result")
     add_claims(commands)
@@ -170,7 +170,7 @@ def _add_game(parser: Parser) -> None:
         "--reference",
         default="uniform",
         metavar="uniform|FILE",
-        help="the policy that the regulariser pulls to and that runs start from: uniform, or a "
+        help="the policy that the regularizer pulls to and that runs start from: uniform, or a "
         "file with a probability for each action; ROWS,COLUMNS for a zero-sum game "
         "(default: uniform)",
     )
@@ -185,7 +185,7 @@ def _add_regularizer(parser: Parser, default: str) -> None:
         type=_number,
         metavar="T",
         help=f"temperature of the game, in units of the payoff (default: {DEFAULT_TAU:g} where "
-        "there is a regulariser)",
+        "there is a regularizer)",
     )
 
 

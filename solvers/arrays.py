@@ -20,7 +20,7 @@ def logsumexp(x: Array, *, keepdims: bool = False) -> Array:
     return total if keepdims else xp.squeeze(total, axis=-1)
 
 
-def normalise(theta: Array) -> Array:
+def normalize(theta: Array) -> Array:
     """(..., n) -> (..., n): the log-probabilities ∝ exp(theta)."""
     return theta - logsumexp(theta, keepdims=True)
 
@@ -29,6 +29,15 @@ def dot(weights: Array, values: Array) -> Array:
     """(..., n), (..., n) -> (...,): Σ weights · values, a zero weight silences an infinity."""
     xp = array_namespace(weights, values)
     return xp.sum(xp.where(weights == 0, xp.zeros_like(weights), weights * values), axis=-1)
+
+
+def log_mixture(first: Array, second: Array, share: float) -> Array:
+    """(...,), (...,) -> (...,): (1 − share)·first + share·second, for log-probabilities or logits.
+
+    The geometric mixture before normalization. With share 0 it is `first` itself, also where
+    `second` is −∞.
+    """
+    return first if share == 0 else (1 - share) * first + share * second
 
 
 def against(payoff: Array, weights: Array) -> Array:

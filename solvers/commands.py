@@ -124,7 +124,7 @@ def nash_command(args: Namespace) -> int:
     }
     report.print(tables.facts(rows))
     if not np.all(star.unique):
-        report.print("One of many equilibria: the analytic centre of the optimal face.")
+        report.print("One of many equilibria: the analytic center of the optimal face.")
     _print_policies(report, game, {"equilibrium": star.policy}, 0)
     if isinstance(game, MatrixGame):
         _print_policies(report, game, {"equilibrium": star.opponent_policy}, 1)
@@ -268,7 +268,7 @@ def _compare_record(args: Namespace, played: Run | Skipped) -> dict:
         "note": "; ".join(tables.notes([played])),
         "regularizer": regularizer and regularizer.name,
         "tau": tau,
-        "claims": played.rule.claims,
+        "claims": played.rule.converges,
     }
     if isinstance(played, Skipped):
         return record

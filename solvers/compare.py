@@ -1,4 +1,4 @@
-"""Rules side by side, each against the equilibrium of the game that it aims at."""
+"""Rules side by side, each compared with its target equilibrium."""
 
 from __future__ import annotations
 
@@ -15,41 +15,30 @@ from games.errors import InputError
 from .arrays import Array
 from .equilibrium import Equilibrium, equilibrium
 from .rates import lipschitz, predicted_kl
-from .rules import (
-    RULES,
-    StepSize,
-    UpdateRule,
-    accepts,
-    bradley_terry,
-    get_rule,
-    mixture_opponent,
-)
+from .rules import RULES, StepSize, UpdateRule, accepts, get_rule
 from .solve import Solution, solve
+from .theory import constant
 
 Game = SymmetricGame | MatrixGame
 Reference = Array | tuple[Array, Array] | None
 
-DATA_NEEDED = "not applicable, for it plays a data distribution (solvers.solve with a DataGame)"
+DATA_NEEDED = "not applicable: it learns from a data distribution (solvers.solve with a DataGame)"
 CONSTANT_STEP = (
-    "a constant step is expected to leave it O(η) away from the equilibrium, at a KL of O(η²)"
+    "with a constant step it is expected to stay O(η) away from the equilibrium, at a KL of O(η²)"
 )
-
-
-MIXED_OPPONENT = "answers π_t^μ instead of π_t, and rests elsewhere"
-REWARD = "maximises the Bradley-Terry reward of the preferences, which need have no equilibrium"
 
 
 @dataclass(frozen=True)
 class Run:
-    """A rule's run on a game, and what it is measured by.
+    """A rule's run on a game, its target equilibrium and its distance to it.
 
-    rule         as it ran, its step size resolved
-    label        its name, and what tells it from another run of the same rule
-    equilibrium  that of the game which the rule aims at
+    rule         as it ran, with its step size resolved
+    label        its name, and what distinguishes it from another run of the same rule
+    equilibrium  that of the rule's target game
     kl           (T, ...) KL(π*‖π_t) where recorded, of both players in a zero-sum game; nan where
                  π* is one of many
-    bound        (T,) what a theorem promises of the largest kl, or None
-    note         what is to be expected of this run
+    bound        (T,) a theorem's bound on the largest kl, or None
+    note         what to expect of this run
     """
 
     rule: UpdateRule
@@ -62,14 +51,14 @@ class Run:
 
     @property
     def target(self) -> str:
-        """The game aimed at."""
+        """The target game."""
         regularizer, tau = self.rule.target
-        return "unregularised" if regularizer is None else f"{regularizer.name}, τ={tau:g}"
+        return "unregularized" if regularizer is None else f"{regularizer.name}, τ={tau:g}"
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A rule that does not apply to a game, and why."""
+    """A rule that does not apply to a game, with the reason."""
 
     rule: UpdateRule
     label: str
@@ -94,13 +83,10 @@ def run(
         star = equilibrium(game, *rule.target, reference)
     pair = (star.logp, star.opponent_logp) if isinstance(game, MatrixGame) else star.logp
     solution = solve(game, rule, reference=reference, equilibrium=pair, **options)
-    rule, label, note = solution.rule, rule.name, ""
-    if rule.opponent is mixture_opponent and not callable(rule.eta):
-        note = CONSTANT_STEP if rule.eta != math.inf else MIXED_OPPONENT
-        if rule.schedule is not None:
-            rule, label = replace(rule, claims="neither"), f"{rule.name} (constant step)"
-    elif rule.direction is bradley_terry:
-        note = REWARD
+    rule, label, note = solution.rule, rule.name, rule.note
+    if rule.constant_step_bias and constant(solution.rule.eta):
+        rule, label = replace(solution.rule, converges="neither"), f"{rule.name} (constant step)"
+        note = CONSTANT_STEP
     assert solution.history.kl is not None
     kl = np.where(star.unique, solution.history.kl, np.nan)
     bound = _bound(game, solution, reference, float(np.max(kl[0])))
@@ -119,7 +105,7 @@ def compare(
     tol: float = 1e-10,
     on_step: Callable[[str, int], None] | None = None,
 ) -> list[Run | Skipped]:
-    """All rules, or those named, on one game; each takes the settings that it knows.
+    """All rules, or those named, on one game; each gets the settings that it has.
 
     Nash-MD runs by its schedule and with a constant step, unless `eta` chooses. `on_step` gets the
     rule's name and the step. Raises InputError for settings that no rule could take.
@@ -154,7 +140,7 @@ def _bound(game: Game, solution: Solution, reference: Reference, start: float) -
 
 
 def _settled(rule: UpdateRule, settings: dict, widest: UpdateRule) -> UpdateRule:
-    """The rule with those of the settings that it knows."""
+    """The rule with those of the settings that it has."""
     known = {}
     if rule.regularized:
         known["tau"] = settings["tau"]
@@ -167,7 +153,7 @@ def _settled(rule: UpdateRule, settings: dict, widest: UpdateRule) -> UpdateRule
 
 def _variants(rule: UpdateRule, game: Game) -> list[UpdateRule]:
     """Nash-MD by its schedule and with a constant step, every other rule as it is."""
-    if rule.opponent is not mixture_opponent or isinstance(rule.eta, float):
+    if not rule.constant_step_bias or constant(rule.eta):
         return [rule]
     # MMD's step by theory, where the share ητ of μ in the mixture leaves room for π_t.
     lip = lipschitz(game)

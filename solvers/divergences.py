@@ -1,181 +1,133 @@
 """f-divergences R(π, μ) = Σ μ f(π/μ): value, gradient, best response and proximal step.
 
-Everything is written in the log-ratio r = log π/μ, through the slope φ(r) = f′(eʳ), which is
-increasing. A regulariser is a weighted sum of kernels, and the two optimisation problems are one:
+All functions take the log-ratio r = log π/μ and work with the slope φ(r) = f′(eʳ), an increasing
+function. A regularizer is a weighted sum of kernels, and the two optimization problems are one:
 
-    best response   argmax_π ⟨g, π⟩ − τR(π, μ)            has τφ(r) = g − ν,
+    best response   argmax_π ⟨g, π⟩ − τR(π, μ)            solves τφ(r) = g − ν,
     proximal step   argmin_π −η⟨g, π⟩ + KL(π‖a) + ητR(π, μ)
 
-and the second is the first for the sum (1/η)·reverse_kl + τR with g + (1/η) log a/μ for g. The
+The second is the first for the sum (1/η)·reverse_kl + τR and the direction g + (1/η) log a/μ. The
 multiplier ν makes Σ μ eʳ = 1. Entropy, Σ π log π, is reverse KL plus the linear term ⟨π, log μ⟩.
+
+Adding c(u − 1) to f leaves R unchanged. Best responses are computed for the f whose f′(∞) is 0,
+where it is finite: the slope of a large ratio is then a small number that keeps all its digits.
 
 Arrays may be numpy, torch or any of the array API standard; policies are log-probabilities.
 """
 
 from __future__ import annotations
 
-import difflib
 import functools
 import math
 import operator
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace, is_numpy_array
-from scipy.special import wrightomega
 
 from games.errors import InputError
+from games.lookup import load_object, suggestion
 
-from .arrays import Array, dot, increasing_root, logsumexp, normalise
+from .arrays import Array, dot, increasing_root, logsumexp, normalize
+from .kernels import (
+    CHI2,
+    FARTHEST,
+    FORWARD_KL,
+    HELLINGER,
+    JS,
+    REVERSE_KL,
+    Kernel,
+    alpha_kernel,
+    log1pexp,
+    root_of_slope,
+)
 
 # Overflow to ±inf is meant: a slope at r = −∞ is −∞. NaN is not, and is not silenced.
 _quiet = np.errstate(over="ignore", divide="ignore")
 
+KERNELS = {kernel.name: kernel for kernel in (REVERSE_KL, FORWARD_KL, CHI2, JS, HELLINGER)}
+NAMES = (*KERNELS, "alpha:<a>", "entropy")
+
 
 @dataclass(frozen=True)
-class Kernel:
-    """One f, as functions of r = log u: f(u), φ = f′(u), φ′ = u f″(u), and r = φ⁻¹(s) if closed.
+class Summand:
+    """A weighted kernel of a regularizer; `counting`: against the counting measure, not μ."""
 
-    `floor` and `ceiling` are φ(−∞) and φ(∞). With a finite floor (χ², α > 1) a best response has
-    exact zeros.
-    """
+    weight: float
+    kernel: Kernel
+    counting: bool = False
 
-    name: str
-    f: Callable[[Array], Array]
-    slope: Callable[[Array], Array]
-    slope_derivative: Callable[[Array], Array]
-    inverse: Callable[[Array], Array]
-    floor: float = -math.inf
-    ceiling: float = math.inf
+    @property
+    def name(self) -> str:
+        """The specification of the kernel; reverse KL against the counting measure is entropy."""
+        return "entropy" if self.counting else self.kernel.name
 
-
-def _exp(x: Array) -> Array:
-    return array_namespace(x).exp(x)
-
-
-def _one(x: Array) -> Array:
-    return array_namespace(x).ones_like(x)
-
-
-def _log(x: Array) -> Array:
-    """log on [0, ∞), −∞ at and below 0 (a slope under the floor)."""
-    xp = array_namespace(x)
-    return xp.log(xp.where(x > 0, x, xp.zeros_like(x)))
-
-
-def _log1pexp(x: Array) -> Array:
-    """log(1 + eˣ) without overflow."""
-    xp = array_namespace(x)
-    return xp.logaddexp(x, xp.zeros_like(x))  # whose derivative torch knows at 0, too
-
-
-def _times_exp(r: Array) -> Array:
-    """r eʳ, 0 at −∞."""
-    xp = array_namespace(r)
-    return xp.where(r == -math.inf, xp.zeros_like(r), r) * xp.exp(r)
-
-
-def _js(r: Array) -> Array:
-    """½ u log u − ½ (1 + u) log((1 + u)/2)."""
-    mean = _log1pexp(r) - math.log(2)
-    return 0.5 * (_times_exp(r) - (1 + _exp(r)) * mean)
-
-
-REVERSE_KL = Kernel("reverse_kl", _times_exp, lambda r: r + 1, _one, lambda s: s - 1)
-FORWARD_KL = Kernel(
-    "forward_kl",
-    lambda r: -r,
-    lambda r: -_exp(-r),
-    lambda r: _exp(-r),
-    lambda s: -_log(-s),
-    ceiling=0.0,
-)
-CHI2 = Kernel(
-    "chi2",
-    lambda r: 0.5 * (_exp(r) - 1) ** 2,
-    lambda r: _exp(r) - 1,
-    _exp,
-    lambda s: _log(1 + s),
-    floor=-1.0,
-)
-JS = Kernel(
-    "js",
-    _js,
-    lambda r: 0.5 * (math.log(2) - _log1pexp(-r)),
-    lambda r: 0.5 * _exp(-_log1pexp(r)),
-    lambda s: 2 * s - _log(2 - _exp(2 * s)),
-    ceiling=0.5 * math.log(2),
-)
-HELLINGER = Kernel(
-    "hellinger",
-    lambda r: 0.5 * (_exp(0.5 * r) - 1) ** 2,
-    lambda r: 0.5 * (1 - _exp(-0.5 * r)),
-    lambda r: 0.25 * _exp(-0.5 * r),
-    lambda s: -2 * _log(1 - 2 * s),
-    ceiling=0.5,
-)
-
-
-@functools.cache
-def alpha_kernel(a: float) -> Kernel:
-    """f(u) = (uᵃ − au + a − 1)/(a(a − 1)); a = 2 is χ², a = ½ four times Hellinger.
-
-    Raises InputError where a is 0 or 1: those limits are forward and reverse KL.
-    """
-    if a in (0.0, 1.0) or not math.isfinite(a):
-        raise InputError(f"alpha:{a:g} is undefined: use forward_kl (a = 0) or reverse_kl (a = 1)")
-    return Kernel(
-        f"alpha:{a:.12g}",
-        lambda r: (_exp(a * r) - a * _exp(r) + (a - 1)) / (a * (a - 1)),
-        lambda r: (_exp((a - 1) * r) - 1) / (a - 1),
-        lambda r: _exp((a - 1) * r),
-        lambda s: _log(1 + (a - 1) * s) / (a - 1),
-        floor=-math.inf if a < 1 else -1 / (a - 1),
-        ceiling=math.inf if a > 1 else 1 / (1 - a),
-    )
-
-
-_KERNELS = {k.name: k for k in (REVERSE_KL, FORWARD_KL, CHI2, JS, HELLINGER)}
-NAMES = (*_KERNELS, "alpha:<a>", "entropy")
+    @property
+    def divergence(self) -> Divergence:
+        """The kernel's divergence, without the weight."""
+        return Divergence(((1.0, self.kernel),), 1.0 if self.counting else 0.0)
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """A regulariser R(π, μ): Σ_j c_j R_j(π, μ) + tilt·⟨π, log μ⟩ over kernels R_j, all c_j > 0.
+    """A regularizer R(π, μ): Σ_j c_j R_j(π, μ) + tilt·⟨π, log μ⟩ over kernels R_j, all c_j > 0.
 
     Adding two and multiplying by a positive number gives another one.
     """
 
     terms: tuple[tuple[float, Kernel], ...]
     tilt: float = 0.0
+    names: tuple[tuple[float, str], ...] | None = field(default=None, compare=False, repr=False)
+
+    @cached_property
+    def complete(self) -> Divergence:
+        """The same R, up to a constant on the simplex, with complete kernels: for computing."""
+        return Divergence(tuple((c, kernel.complete) for c, kernel in self.terms), self.tilt)
+
+    @property
+    def summands(self) -> tuple[Summand, ...]:
+        """R as a weighted sum of kernels, with entropy as a summand of its own."""
+        found = []
+        for c, kernel in self.terms:
+            if kernel == REVERSE_KL and self.tilt:  # entropy is reverse KL plus ⟨π, log μ⟩
+                found.insert(0, Summand(self.tilt, kernel, True))
+                c -= self.tilt
+            if c:
+                found.append(Summand(c, kernel))
+        return tuple(found)
 
     @property
     def parts(self) -> dict[str, float]:
-        """{name: weight}: R as a sum of what `parse` knows by name."""
-        weights = {kernel.name: c for c, kernel in self.terms}
-        if self.tilt:  # entropy is reverse KL plus ⟨π, log μ⟩
-            weights = {"entropy": self.tilt, **weights}
-            weights["reverse_kl"] -= self.tilt
-        return {name: c for name, c in weights.items() if c}
+        """{name: weight} of the summands."""
+        return {part.name: part.weight for part in self.summands}
 
     @property
     def name(self) -> str:
         """The specification that `parse` reads."""
-        terms = (name if c == 1 else f"{c:.12g}*{name}" for name, c in self.parts.items())
+        terms = (name if c == 1 else f"{c:.12g}*{name}" for c, name in self._named)
         return "+".join(terms)
+
+    @property
+    def _named(self) -> tuple[tuple[float, str], ...]:
+        """Weights and specifications: those that R was parsed from, or those of its summands."""
+        return self.names or tuple((part.weight, part.name) for part in self.summands)
 
     def __add__(self, other: Divergence) -> Divergence:
         weights: dict[Kernel, float] = {}
         for c, kernel in (*self.terms, *other.terms):
             weights[kernel] = weights.get(kernel, 0.0) + c
         terms = tuple((c, kernel) for kernel, c in weights.items())
-        return Divergence(terms, self.tilt + other.tilt)
+        given = self.names is not None or other.names is not None
+        names = self._named + other._named if given else None
+        return Divergence(terms, self.tilt + other.tilt, names)
 
     def __rmul__(self, factor: float) -> Divergence:
-        return Divergence(tuple((factor * c, k) for c, k in self.terms), factor * self.tilt)
+        names = None if self.names is None else tuple((factor * c, n) for c, n in self.names)
+        return Divergence(tuple((factor * c, k) for c, k in self.terms), factor * self.tilt, names)
 
     @_quiet
     def slope(self, log_ratio: Array) -> Array:
@@ -201,8 +153,12 @@ class Divergence:
     def value(self, logp: Array, logp_ref: Array) -> Array:
         """(..., n), (..., n) -> (...,): R(π, μ); inf where π leaves what R can measure."""
         xp = array_namespace(logp)
-        values = _total(c * kernel.f(logp - logp_ref) for c, kernel in self.terms)
-        total = xp.sum(xp.exp(logp_ref) * values, axis=-1)
+        r = logp - logp_ref
+        if all(kernel.weighted is not None for _, kernel in self.terms):
+            values = xp.exp(logp_ref) * _total(c * kernel.f(r) for c, kernel in self.terms)
+        else:
+            values = _total(c * k.times_weight(r, logp_ref, logp) for c, k in self.terms)
+        total = xp.sum(values, axis=-1)
         return total if self.tilt == 0 else total + self.tilt * dot(xp.exp(logp), logp_ref)
 
     def gradient(self, logp: Array, logp_ref: Array) -> Array:
@@ -254,86 +210,139 @@ class Divergence:
         """log argmax_π ⟨direction, π⟩ − R(π, μ)."""
         g = direction if self.tilt == 0 else direction - self.tilt * logp_ref
         if self._only_reverse_kl:
-            return normalise(logp_ref + g / self.terms[0][0])
-        return self._argmax_by_root(g, logp_ref)
+            return normalize(logp_ref + g / self.terms[0][0])
+        return self.complete._argmax_by_root(g, logp_ref)
 
     @property
     def _only_reverse_kl(self) -> bool:
-        return len(self.terms) == 1 and self.terms[0][1] is REVERSE_KL
+        return len(self.terms) == 1 and self.terms[0][1] == REVERSE_KL
 
     @_quiet
     def _argmax_by_root(self, g: Array, logp_ref: Array) -> Array:
-        """The best response for any kernels: log π = log μ + φ⁻¹(g − ν), ν by a root search."""
+        """The best response for any kernels: r_i = φ⁻¹(φ(t) + g_i − g_k), where t = r_k.
+
+        k is the action with the largest g, so that 0 ≤ t ≤ −log μ_k and the other slopes are
+        smaller. Where rounding of t moves the total by more than rounding, another action takes the
+        rest of the probability, and is k instead (α ≫ 2, far below μ).
+        """
         xp = array_namespace(g, logp_ref)
         g, logp_ref = xp.broadcast_arrays(g, logp_ref)
-        g = g - xp.max(g, axis=-1, keepdims=True)  # the best action's slope keeps every digit
         alive, nothing = g > -math.inf, xp.full_like(g, -math.inf)  # an anchor's zeros stay zeros
-        g = xp.where(alive, g, xp.zeros_like(g))
-        # At ν = low some π_i is 1 or more; at ν = high no π_i exceeds its share of μ.
-        low = xp.where(alive, g - self.slope(-logp_ref), nothing)
-        low = xp.max(low, axis=-1, keepdims=True)
-        high = -self.slope(-logsumexp(logp_ref, keepdims=True))
+        logp_ref = xp.where(alive, logp_ref, nothing)
+        lead = g - xp.max(g, axis=-1, keepdims=True)
+        low = -logsumexp(logp_ref, keepdims=True)
+        high = -xp.max(xp.where(lead == 0, logp_ref, nothing), axis=-1, keepdims=True)
+        t = self._log_ratio_of_leader(lead, logp_ref, low, high, low)
+        r = self._log_ratios(lead, t)
+        missed = xp.abs(logsumexp(logp_ref + r, keepdims=True)) > _RESOLVED
+        if not bool(xp.any(missed)):
+            return normalize(logp_ref + r)
+        margin = 16 * xp.finfo(t.dtype).eps * (1 + xp.abs(t))
+        less, more = self._log_ratios(lead, t - margin), self._log_ratios(lead, t + margin)
+        moved = xp.exp(logp_ref + more) - xp.exp(logp_ref + less)
+        k = xp.argmax(moved, axis=-1, keepdims=True)
+        relative = lead - xp.take_along_axis(lead, k, axis=-1)
+        low = xp.maximum(xp.take_along_axis(less, k, axis=-1), xp.full_like(low, -FARTHEST))
+        high = xp.minimum(xp.take_along_axis(more, k, axis=-1), xp.full_like(low, FARTHEST))
+        t = self._log_ratio_of_leader(relative, logp_ref, low, high, high)
+        return normalize(logp_ref + xp.where(missed, self._log_ratios(relative, t), r))
 
-        def log_ratio(nu: Array) -> Array:
-            return xp.where(alive, self.inverse_slope(g - nu), nothing)
+    def _log_ratios(self, lead: Array, t: Array) -> Array:
+        """(..., n), (..., 1) -> (..., n): φ⁻¹(φ(t) + lead), t itself where lead is 0."""
+        xp = array_namespace(lead, t)
+        alive = lead > -math.inf
+        slopes = self.slope(t) + xp.where(alive, lead, xp.zeros_like(lead))
+        r = xp.where(lead == 0, t, self.inverse_slope(slopes))
+        return xp.where(alive, r, xp.full_like(r, -math.inf))
 
-        def excess(nu: Array) -> tuple[Array, Array]:
-            r = log_ratio(nu)
+    def _log_ratio_of_leader(
+        self, lead: Array, logp_ref: Array, low: Array, high: Array, start: Array
+    ) -> Array:
+        """(..., n) × 2, (..., 1) × 3 -> (..., 1): t with Σ μ exp(r(t)) = 1."""
+        xp, nothing = array_namespace(lead), array_namespace(lead).full_like(lead, -math.inf)
+
+        def excess(t: Array) -> tuple[Array, Array]:
+            r = self._log_ratios(lead, t)
             log_total = logsumexp(logp_ref + r, keepdims=True)
-            p = xp.exp(logp_ref + r - log_total)
-            steepness = xp.where(p > 0, self.slope_derivative(r), xp.ones_like(p))
-            return -log_total, xp.sum(p / steepness, axis=-1, keepdims=True)
+            finite = xp.isfinite(log_total)
+            zero = xp.zeros_like(log_total)
+            p = xp.exp(xp.where(finite, logp_ref + r, nothing) - xp.where(finite, log_total, zero))
+            # d r / d t, which is 1 where r = t
+            other = (p > 0) & (lead != 0)
+            steepness = xp.where(other, self.slope_derivative(r), xp.ones_like(p))
+            rise = xp.where(other, self.slope_derivative(t) / steepness, xp.ones_like(p))
+            return log_total, xp.sum(p * rise, axis=-1, keepdims=True)
 
-        nu = increasing_root(excess, low, high, high)
-        return normalise(logp_ref + log_ratio(nu))
+        return increasing_root(excess, low, high, start)
 
     @_quiet
     def inverse_slope(self, slope: Array) -> Array:
-        """(..., n) -> (..., n): r with φ(r) = slope; −∞ at and below the floor.
+        """(..., n) -> (..., n): r with φ(r) = slope; −∞ at and below the floor, ∞ at the ceiling.
 
         One kernel's own formula; reverse KL plus forward KL or χ² by the Wright ω function (numpy
         only); anything else by a root search.
         """
-        if len(self.terms) == 1:
+        if len(self.terms) == 1 and self.terms[0][1].inverse is not None:
             c, kernel = self.terms[0]
             return kernel.inverse(slope / c)
         if len(self.terms) == 2 and is_numpy_array(slope):
-            weights = {kernel.name: c for c, kernel in self.terms}
-            c = weights.pop("reverse_kl", None)
-            if c is not None and "forward_kl" in weights:
-                return -_omega_root(1 - slope / c, weights["forward_kl"] / c)
-            if c is not None and "chi2" in weights:
-                return _omega_root((slope + weights["chi2"]) / c - 1, weights["chi2"] / c)
+            weights = {kernel: c for c, kernel in self.terms}
+            c = weights.pop(REVERSE_KL, None)
+            if c is not None and FORWARD_KL in weights:
+                return -_omega_root(1 - slope / c, weights[FORWARD_KL] / c)
+            if c is not None and CHI2 in weights:
+                return _omega_root((slope + weights[CHI2]) / c - 1, weights[CHI2] / c)
         return self.inverse_slope_by_root(slope)
 
     @_quiet
     def inverse_slope_by_root(self, slope: Array) -> Array:
         """(..., n) -> (..., n): `inverse_slope` for any sum of kernels, by a root search."""
-        xp = array_namespace(slope)
+        whole = self.complete
+        zero = array_namespace(slope).zeros_like(slope)
+        if any(one[1] is not other[1] for one, other in zip(self.terms, whole.terms, strict=True)):
+            slope = slope + (whole.slope(zero) - self.slope(zero))
+        low, high = whole._bounds(slope)
+        functions = whole.slope, whole.slope_derivative
+        return root_of_slope(*functions, slope, whole.floor, whole.ceiling, low, high)
+
+    def _bounds(self, slope: Array) -> tuple[Array, Array]:
+        """(..., n) -> (..., n) × 2: a bracket of the root from the inverses of complete kernels."""
+        xp, m = array_namespace(slope), len(self.terms)
         zero = xp.zeros_like(slope)
+        below, above = zero - FARTHEST, zero + FARTHEST
+        parts = [(c, k, k.inverse) for c, k in self.terms if k.inverse is not None]
+        if self.ceiling == 0:  # all slopes are negative
+            # No part is below the sum, and one has at least an equal share of it.
+            low = high = below
+            for c, _, inverse in parts:
+                low = xp.maximum(low, inverse(slope / c))
+                high = xp.maximum(high, inverse(slope / (m * c)))
+            return xp.minimum(low - _SLACK, above), xp.minimum(high + _SLACK, above)
         # Between u = 1 and the root every part of φ moves the same way, so that no part alone
-        # overshoots the slope: each kernel's own inverse bounds the root from the far side.
-        rest = slope - self.slope(zero)
-        bounds = [kernel.inverse(rest / c + kernel.slope(zero)) for c, kernel in self.terms]
-        below, above = zero - _FARTHEST, zero + _FARTHEST
-        for bound in bounds:
+        # exceeds the slope: each kernel's inverse bounds the root from the far side.
+        start, rounding = self.slope(zero), 8 * xp.finfo(slope.dtype).eps
+        rest = slope - start
+        for c, kernel, inverse in parts:
+            own = kernel.slope(zero)
+            margin = rounding * ((xp.abs(slope) + xp.abs(start)) / c + xp.abs(own))
+            bound = inverse(rest / c + own - margin)
             below = xp.where(xp.isfinite(bound), xp.maximum(below, bound), below)
+            bound = inverse(rest / c + own + margin)
             above = xp.where(xp.isfinite(bound), xp.minimum(above, bound), above)
-        low, high = xp.where(rest < 0, below, zero), xp.where(rest > 0, above, zero)
-
-        def excess(r: Array) -> tuple[Array, Array]:
-            return self.slope(r) - slope, self.slope_derivative(r)
-
-        root = increasing_root(excess, low, high, 0.5 * (low + high))
-        return xp.where(slope > self.floor, root, xp.full_like(root, -math.inf))
+        low = xp.where(rest < 0, below, zero - _SLACK)
+        return low, xp.where(rest > 0, above, zero + _SLACK)
 
 
-# No float64 policy tells u = e^±800 from 0 or ∞; a kernel whose inverse is finite reaches farther.
-_FARTHEST = 800.0
+# A total whose logarithm is below this is 1 to rounding.
+_RESOLVED = 1e-12
+# What a bound on a root may be off by through rounding.
+_SLACK = 1e-6
 
 
 def _omega_root(q: Array, ratio: float) -> Array:
     """r with r + ratio·eʳ = q: r = q − W for W = ω(q + log ratio), without cancellation."""
+    from scipy.special import wrightomega  # scipy.special is slow to import
+
     w = wrightomega(q + math.log(ratio))
     return np.where(w > 1, np.log(w) - math.log(ratio), q - w)
 
@@ -346,14 +355,14 @@ def _kernel_modulus(kernel: Kernel, pair: Array) -> float:
     """The largest m for one kernel, from the two smallest entries of μ."""
     if kernel.floor > -math.inf:
         return 0.0  # φ′ vanishes at u = 0
-    if kernel is REVERSE_KL or len(pair) < 2:
+    if kernel == REVERSE_KL or len(pair) < 2:
         return float(kernel.slope_derivative(np.zeros(())))
     from scipy.optimize import minimize_scalar  # slow to import, and seldom needed
 
     log_mu = np.log(pair)
 
     def curvature(logit: Array) -> Array:
-        log_p, log_q = -_log1pexp(-logit), -_log1pexp(logit)
+        log_p, log_q = -log1pexp(-logit), -log1pexp(logit)
         first = np.exp(log_q) * kernel.slope_derivative(log_p - log_mu[0])
         return first + np.exp(log_p) * kernel.slope_derivative(log_q - log_mu[1])
 
@@ -386,14 +395,20 @@ def alpha(a: float) -> Divergence:
     return _single(alpha_kernel(a))
 
 
-def parse(spec: str) -> Divergence:
-    """A divergence from its specification: a name of NAMES, or a sum like `0.1*forward_kl+js`.
+def parse(spec: str | Kernel | Divergence) -> Divergence:
+    """A divergence from a kernel, or from its specification.
 
-    Raises InputError for an unknown name (with the nearest one) or a weight that is not positive.
+    That is a name of NAMES, the import path `package.module:object` of a Kernel or Divergence, or a
+    weighted sum of these such as `0.1*forward_kl+js`. Raises InputError for an unknown name (with
+    the nearest one), an import that fails, or a weight that is not positive.
 
     >>> parse("0.1*forward_kl+0.5*reverse_kl").name
     '0.1*forward_kl+0.5*reverse_kl'
     """
+    if isinstance(spec, Divergence):
+        return spec
+    if isinstance(spec, Kernel):
+        return _single(spec)
     return functools.reduce(operator.add, (_parse_term(term) for term in _split_sum(spec)))
 
 
@@ -412,11 +427,19 @@ def _parse_term(term: str) -> Divergence:
         return factor * entropy
     if name.startswith("alpha:"):
         return factor * alpha(_number(name.removeprefix("alpha:"), term))
-    if name not in _KERNELS:
-        near = difflib.get_close_matches(name, NAMES, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(NAMES)}"
-        raise InputError(f"unknown regularizer '{name}': {hint}")
-    return factor * _single(_KERNELS[name])
+    if ":" in name:
+        return factor * _loaded(name)
+    if name not in KERNELS:
+        raise InputError(f"unknown regularizer '{name}': {suggestion(name, NAMES)}")
+    return factor * _single(KERNELS[name])
+
+
+def _loaded(path: str) -> Divergence:
+    """The Kernel or Divergence at an import path, which becomes its name."""
+    found: Any = load_object(path, "regularizer", (Kernel, Divergence))
+    if isinstance(found, Kernel):
+        return _single(replace(found, name=path))
+    return replace(found, names=((1.0, path),))
 
 
 def _number(text: str, term: str) -> float:

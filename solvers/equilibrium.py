@@ -1,4 +1,4 @@
-"""Exact equilibria of zero-sum games: symmetric or not, regularised or not, one or many at once."""
+"""Exact equilibria of zero-sum games: symmetric or not, regularized or not, one or many at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from games import MatrixGame, SymmetricGame
 from games.errors import InputError
 
 from . import rational
-from .arrays import Array, normalise
+from .arrays import Array, normalize
 from .divergences import Divergence
 from .faces import MARGIN, finish, is_equilibrium
 from .gap import duality_gap
@@ -42,10 +42,10 @@ class Equilibrium:
 
     logp, opponent_logp  log-probabilities (..., m), (..., n); the same in a symmetric game. Exact
                          zeros are -inf
-    value                (...,) xᵀAy, what the row player then expects, without the regularisers
+    value                (...,) xᵀAy, what the row player then expects, without the regularizers
     duality_gap          (...,) see `duality_gap`
     unique               (...,) False where there are known to be several equilibria: then logp is
-                         the analytic centre, which maximises Σ log x + Σ log y over the actions
+                         the analytic center, which maximizes Σ log x + Σ log y over the actions
                          that some equilibrium plays + Σ log (what is lost) over the others
     iterations           (...,) linear systems solved for each game
     status               converged, or max_steps if a gap is above 1e-12 (preferences) or above
@@ -84,7 +84,7 @@ def equilibrium(
     `reference` is log μ (..., n), uniform unless given, or a pair of them in a zero-sum game. At
     τ = 0 an interior point method finds the optimal face, and a linear system the equilibrium on
     it; at τ > 0 Newton's method does, from an interior point where it must.
-    Raises InputError for τ < 0, τ > 0 without a regulariser, or a reference that does not fit.
+    Raises InputError for τ < 0, τ > 0 without a regularizer, or a reference that does not fit.
 
     >>> from games import zoo
     >>> equilibrium(zoo.get("biased_rps")).policy
@@ -98,7 +98,7 @@ def equilibrium(
     if tau == 0:
         regularizer = None
     references = references_of(game, reference)
-    # Without a regulariser the reference does not matter, and every path starts at uniform.
+    # Without a regularizer the reference does not matter, and every path starts at uniform.
     batch, (m, n) = game.batch_shape, game.payoff.shape[-2:]
     exactly = np.zeros(batch, bool)
     if regularizer is None and game.kind != "preference" and m + n <= rational.LARGEST:
@@ -229,7 +229,7 @@ def references_of(
             raise InputError("the reference has zeros: every action needs a positive share")
         if not np.allclose(np.exp(theta).sum(axis=-1), 1, atol=1e-6):
             raise InputError("the reference must be log-probabilities: exp of it must sum to 1")
-        references.append(normalise(theta))
+        references.append(normalize(theta))
     return references[0], references[1]
 
 
@@ -241,7 +241,9 @@ def _find(game, regularizer, tau, references, chosen: np.ndarray) -> Result:
     simplices = Simplices((n,) if symmetric else (m, n))
     log_mu = np.concatenate(references[: len(simplices.sizes)], axis=-1).reshape(len(payoffs), -1)
     small = sum(simplices.sizes) <= LARGEST
-    quick = [_by_simplex if small else _by_path] if regularizer is None else [_by_newton, _by_path]
+    quick = [_by_simplex if small else _by_path]
+    if regularizer is not None:
+        quick = [_by_newton, _by_path, _by_long_cooling]
     found = Result.empty((sum(simplices.sizes), len(payoffs)))
     found.log_z[:] = log_mu.T
     found.solved = ~chosen
@@ -284,20 +286,28 @@ def _by_simplex(problem: Problem) -> Result:
     return result
 
 
-def _by_newton(problem: Problem) -> Result:
-    """Newton's method, from a temperature at which its first step changes no policy by much."""
+def _by_newton(problem: Problem, hottest: float = HOTTEST) -> Result:
+    """Newton's method, from a temperature at which its first step changes no policy by much.
+
+    Games that need a temperature above `hottest` times τ are left unsolved.
+    """
     log_start = problem.response(np.zeros_like(problem.log_mu))
     start = np.exp(log_start)
     g = problem.skew @ start
-    centred = g - problem.simplices.spread(problem.simplices.total(start * g))
-    heat = np.maximum(np.abs(centred / problem.curvature(log_start)).max(axis=0), 1.0)
-    near = heat <= HOTTEST
+    centered = g - problem.simplices.spread(problem.simplices.total(start * g))
+    heat = np.maximum(np.abs(centered / problem.curvature(log_start)).max(axis=0), 1.0)
+    near = heat <= hottest
     if near.all():
         return newton(problem, g, heat)
     result = Result.empty(g.shape)
     if near.any():
         result.fill(near, newton(problem[near], pick(g, near), heat[near]))
     return result
+
+
+def _by_long_cooling(problem: Problem) -> Result:
+    """Newton's method from any temperature: slow, but no probability is too small for it."""
+    return _by_newton(problem, math.inf)
 
 
 def _by_path(problem: Problem) -> Result:

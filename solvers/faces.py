@@ -1,8 +1,8 @@
-"""The end of the unregularised path: from near an equilibrium to the exact one.
+"""The end of the unregularized path: from near an equilibrium to the exact one.
 
 An equilibrium has z = 0 off its support and w = spread(ν) − K z = 0 on it. If that linear system
 has one solution, clear of the boundary, it is the only equilibrium. Otherwise the equilibria are a
-face, and the path ends in its analytic centre: where Σ log z on the support + Σ log w off it is
+face, and the path ends in its analytic center: where Σ log z on the support + Σ log w off it is
 largest.
 """
 
@@ -23,7 +23,7 @@ CLOSE = 1e-9
 
 
 def finish(problem: Problem, at: Iterate) -> Result:
-    """(N, 1) -> Result: the only equilibrium on the apparent support, or the centre of its face."""
+    """(N, 1) -> Result: the only equilibrium on the apparent support, or the center of its face."""
     result = Result.empty(at.z.shape)
     # z as a multiple of uniform, against w as a multiple of what mixed payoffs vary by.
     support = (at.z / np.exp(problem.log_mu) > at.w / np.linalg.norm(at.z))[:, 0]
@@ -44,7 +44,7 @@ def finish(problem: Problem, at: Iterate) -> Result:
             result.solved[:] = is_equilibrium(problem, z[:, None], MARGIN)
     if not result.solved[0] and (at.z * at.w).sum() < CLOSE:
         result.steps += 1
-        z, result.several[:] = _centre(problem, at, support, sizes)
+        z, result.several[:] = _center(problem, at, support, sizes)
         result.solved[:] = is_equilibrium(problem, z[:, None], 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
         result.log_z[:, 0] = np.log(z)
@@ -70,8 +70,8 @@ def _system(problem: Problem, support, sizes) -> tuple[np.ndarray, np.ndarray]:
     return system, np.repeat([0.0, 1.0], [count, players])
 
 
-def _centre(problem: Problem, at: Iterate, support, sizes) -> tuple[np.ndarray, bool]:
-    """(N,): the analytic centre of the equilibria on the support, and whether there are several."""
+def _center(problem: Problem, at: Iterate, support, sizes) -> tuple[np.ndarray, bool]:
+    """(N,): the analytic center of the equilibria on the support, and whether there are several."""
     system, right = _system(problem, support, sizes)
     count = sum(sizes)
     left, sigma, directions = np.linalg.svd(system)

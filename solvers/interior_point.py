@@ -34,7 +34,7 @@ NEGLIGIBLE = 1e-9
 
 @dataclass(frozen=True)
 class Problem:
-    """K, the simplices, and τR with log μ (N, B). Without a regulariser log μ is uniform."""
+    """K, the simplices, and τR with log μ (N, B). Without a regularizer log μ is uniform."""
 
     skew: Skew | Bipartite
     simplices: Simplices
@@ -60,13 +60,13 @@ class Problem:
         """(N, B) -> (N, B): τ∇R."""
         if self.regularizer is None:
             return np.zeros_like(log_z)
-        return self.tau * self.regularizer.gradient(log_z, self.log_mu)
+        return self.tau * self.regularizer.complete.gradient(log_z, self.log_mu)
 
     def curvature(self, log_z: np.ndarray) -> np.ndarray:
         """(N, B) -> (N, B): the derivative of τ∇R in log z."""
         if self.regularizer is None:
             return np.zeros_like(log_z)
-        return self.tau * self.regularizer.slope_derivative(log_z - self.log_mu)
+        return self.tau * self.regularizer.complete.slope_derivative(log_z - self.log_mu)
 
 
 @dataclass
@@ -108,7 +108,7 @@ Finish = Callable[[Problem, Iterate], Result]
 
 
 def newton(problem: Problem, g: np.ndarray, heat: np.ndarray) -> Result:
-    """(N, B), (B,) ≥ 1 -> Result: the regularised equilibrium, from payoffs g near those in it.
+    """(N, B), (B,) ≥ 1 -> Result: the regularized equilibrium, from payoffs g near those in it.
 
     Each game is first solved at the temperature heat·τ, and cooled as soon as the steps are short.
     A step at one temperature has to shrink the local norm √Σh(K z − g)², whose square is the
@@ -123,15 +123,15 @@ def newton(problem: Problem, g: np.ndarray, heat: np.ndarray) -> Result:
         miss = problem.skew @ z - g
         curvature = heat * problem.curvature(log_z)
         h = np.where(z > 0, z / curvature, 0.0)
-        centred = miss - spread(total(h * miss) / total(h))
-        gap = (h * centred**2).sum(axis=0)
+        centered = miss - spread(total(h * miss) / total(h))
+        gap = (h * centered**2).sum(axis=0)
         cold = heat == 1
         stalled = ~(gap <= np.where(cold, 0.5, 1.0) * last)
         ended = stalled | (cold & (gap <= 1e-26 * problem.tau))
         last, right = gap, miss
         if not cold.all():
             # The mean square of the relative change of z.
-            change = np.where(z > 0, h * centred**2 / curvature, 0.0).sum(axis=0)
+            change = np.where(z > 0, h * centered**2 / curvature, 0.0).sum(axis=0)
             cooler = np.where(change <= SHORT, np.maximum(1.0, COOLING * heat), heat)
             # The step solves for the cooler game, with the curvature of the mean temperature.
             right = miss + (heat - cooler) * np.where(z > 0, problem.gradient(log_z), 0.0)
@@ -209,7 +209,7 @@ def interior_point(problem: Problem, finish: Finish, first_attempt: float, order
         at, remains = _follow(problem, path, m)
         t = _mean(problem, at.z * at.w)
         stuck = careful & (remains == 1)
-        # Hardly towards 0: next, a plain Newton step to the centre.
+        # Hardly towards 0: next, a plain Newton step to the center.
         careful = (t > 0.7 * best) | (remains > 0.9)
         best = np.minimum(best, t)
     else:
@@ -223,7 +223,7 @@ def _mean(problem: Problem, products: np.ndarray) -> np.ndarray:
 
 
 def _start(problem: Problem) -> Iterate:
-    """As far from μ towards uniform as the regulariser does not pull more than the payoffs do."""
+    """As far from μ towards uniform as the regularizer does not pull more than the payoffs do."""
     simplices, log_z = problem.simplices, problem.log_mu
     if problem.regularizer is not None:
         for share in (0.25, 0.5, 0.75, 1.0):
@@ -247,17 +247,17 @@ def _width(problem: Problem, values: np.ndarray) -> np.ndarray:
 
 
 def _path(
-    problem: Problem, at: Iterate, centre: np.ndarray, careful: np.ndarray, order: int
+    problem: Problem, at: Iterate, center: np.ndarray, careful: np.ndarray, order: int
 ) -> list[Iterate]:
-    """Taylor coefficients at s = 0 of the path z∘w = (1 − s)((1 − s) z₀∘w₀ + s·centre).
+    """Taylor coefficients at s = 0 of the path z∘w = (1 − s)((1 − s) z₀∘w₀ + s·center).
 
     One matrix serves every order. Of a curved gradient the second order is estimated and the rest
-    left out. A careful game gets one Newton step to z∘w = centre/2 instead.
+    left out. A careful game gets one Newton step to z∘w = center/2 instead.
     """
     curvature = problem.curvature(np.log(at.z))
     h = at.z / (at.w + curvature)
     now = at.z * at.w
-    product = {1: np.where(careful, 0.5 * centre - now, centre - 2 * now), 2: now - centre}
+    product = {1: np.where(careful, 0.5 * center - now, center - 2 * now), 2: now - center}
     solve = TangentResolvent(problem.skew, problem.simplices, h, product[1] / at.z)
     path = [at]
     for k in range(1, order + 1):
@@ -321,5 +321,5 @@ def _end_of_path(problem: Problem, at: Iterate) -> np.ndarray:
         return np.log(at.z)
     slope = (at.payoffs - problem.simplices.spread(at.nu)) / problem.tau
     slope -= problem.regularizer.tilt * problem.log_mu
-    response = problem.log_mu + problem.regularizer.inverse_slope(slope)
+    response = problem.log_mu + problem.regularizer.complete.inverse_slope(slope)
     return np.where(at.z < NEGLIGIBLE, response, np.log(at.z))

@@ -2,7 +2,7 @@
 
 θ = ∇ψ(π) are the coordinates: log π for the entropy on the simplex, the point itself for ½‖·‖² on
 ℝᵈ. In them a mirror step is anchor + ηG, a geometric mixture is a weighted mean, and both are
-brought back to the set by `normalise`.
+brought back to the set by `normalize`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from array_api_compat import array_namespace
 
 from games.errors import InputError
 
-from .arrays import Array, normalise
+from .arrays import Array, normalize
 from .divergences import Divergence, reverse_kl
 
 
@@ -22,7 +22,7 @@ class MirrorMap(Protocol):
 
     name: str
 
-    def normalise(self, theta: Array) -> Array:
+    def normalize(self, theta: Array) -> Array:
         """(..., n) -> (..., n): θ brought back to the set."""
         ...
 
@@ -52,8 +52,8 @@ class Entropy:
 
     name = "entropy"
 
-    def normalise(self, theta):
-        return normalise(theta)
+    def normalize(self, theta):
+        return normalize(theta)
 
     def point(self, theta):
         return array_namespace(theta).exp(theta)
@@ -67,14 +67,14 @@ class Entropy:
 
 
 class Euclidean:
-    """ψ(z) = ½‖z‖² on ℝᵈ; θ = z. Its own Bregman divergence ½‖z − z′‖² is the only regulariser.
+    """ψ(z) = ½‖z‖² on ℝᵈ; θ = z. Its own Bregman divergence ½‖z − z′‖² is the only regularizer.
 
     That is what `reverse_kl` is on the simplex, and it goes by the same name here.
     """
 
     name = "euclidean"
 
-    def normalise(self, theta):
+    def normalize(self, theta):
         return theta
 
     def point(self, theta):

@@ -1,8 +1,8 @@
 """Plays: a finite game under a measure, exact or sampled.
 
 A batch of K responses with their K × K preferences is a finite game with weights 1/K; the tabular
-game is the same with its n actions and weights π_t. Rules are written against `Plays` and cannot
-tell which of the two they were given.
+game is the same with its n actions and weights π_t. Rules take `Plays`, exact or sampled, without
+distinction.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from array_api_compat import array_namespace, device
 
 from games.errors import InputError
 
-from .arrays import Array, against, logsumexp
+from .arrays import Array, against, log_mixture, logsumexp
 from .mirror import ENTROPY, MirrorMap
 
 Diagonal = Literal["exclude", "include"]
@@ -24,17 +24,17 @@ Diagonal = Literal["exclude", "include"]
 
 @dataclass(frozen=True)
 class Measure:
-    """One player's policy π_t, known at n points that carry weights which stand for it.
+    """One player's policy π_t, known at n points with weights that represent it.
 
     logp, logp_ref   (..., n) log π_t and log μ at the points (θ of the mirror map in general)
     log_weight       (..., n) log of the weights of K samples, −log K; None: the points are all the
-                     actions and carry π_t itself
+                     actions, with π_t itself as weights
     logp_average     (..., n) log of the mean of the remembered policies, for rules with a memory
     logp_geometric   (..., n) mean of their logs, for MNPO
     logp_previous    (..., n) log π_{t−1}, for optimistic rules
     logp_data        (..., n) log of the data distribution, for SPIN
     logp_proposal    (..., n) log, up to a constant, of what samples were drawn from; None: π_t
-    length           (..., n) tokens of a response, where a fit normalises by it
+    length           (..., n) tokens of a response, where a fit normalizes by it
     """
 
     logp: Array
@@ -50,7 +50,7 @@ class Measure:
 
     @property
     def log_base(self) -> Array:
-        """(..., n): what makes a log-density a sample's log-weight; those of π_t sum to 1."""
+        """(..., n): added to a log-density it gives log-weights; those of π_t sum to 1."""
         if self.logp_proposal is None:
             return self.log_weight - self.logp
         drawn = self.log_weight - self.logp_proposal
@@ -58,7 +58,7 @@ class Measure:
 
     @property
     def weights(self) -> Array:
-        """(..., n): the weights that stand for π_t."""
+        """(..., n): the weights that represent π_t."""
         if self.log_weight is None:
             return self.mirror.point(self.logp)
         if self.logp_proposal is not None:
@@ -66,26 +66,26 @@ class Measure:
         return array_namespace(self.log_weight).exp(self.log_weight)
 
     def weights_of(self, theta: Array) -> Array:
-        """(..., n) -> (..., n): weights on these points that stand for the policy ∝ exp θ.
+        """(..., n) -> (..., n): weights on these points that represent the policy ∝ exp θ.
 
-        Exact points carry it as it is. On samples of π_t (or of a proposal) they are
-        self-normalised importance weights ∝ exp(θ)/π_t: consistent as K grows, biased at O(1/K).
+        On exact points they are the policy itself. On samples of π_t (or of a proposal) they are
+        self-normalized importance weights ∝ exp(θ)/π_t: consistent as K grows, biased at O(1/K).
         """
         if self.log_weight is None:
-            return self.mirror.point(self.mirror.normalise(theta))
-        return self.mirror.point(self.mirror.normalise(theta + self.log_base))
+            return self.mirror.point(self.mirror.normalize(theta))
+        return self.mirror.point(self.mirror.normalize(theta + self.log_base))
 
     def mixture(self, share: float) -> Array:
         """(..., n): θ of the geometric mixture ∝ π_t^(1−share) μ^share at the points.
 
-        Normalised where the points are all the actions; up to a constant on samples.
+        Normalized where the points are all the actions; up to a constant on samples.
         """
-        theta = self.logp if share == 0 else (1 - share) * self.logp + share * self.logp_ref
-        return theta if self.log_weight is not None else self.mirror.normalise(theta)
+        theta = log_mixture(self.logp, self.logp_ref, share)
+        return theta if self.log_weight is not None else self.mirror.normalize(theta)
 
 
-def recalled(policies: Sequence[Array]) -> dict[str, Array]:
-    """h × (..., n) -> the fields of `Measure` for that memory, all of the same share."""
+def memory_fields(policies: Sequence[Array]) -> dict[str, Array]:
+    """h × (..., n) -> the fields of `Measure` for that memory, with equal weights."""
     xp = array_namespace(*policies)
     stacked = xp.stack(list(policies), axis=-1)
     return {
@@ -98,9 +98,9 @@ def recalled(policies: Sequence[Array]) -> dict[str, Array]:
 class Plays:
     """Payoffs (..., n, m) of a player's n points against the opponent's m, and both measures.
 
-    In self-play `other` is `own`. `diagonal` says what becomes of a sampled response's comparison
+    In self-play `other` is `own`. `diagonal` is the treatment of a sampled response's comparison
     with itself: `exclude` (each response meets the K − 1 others, so that E[G_k | y_k] = G(y_k)),
-    `include` (as published SPPO and RSPO code does: with B = ½ the equilibrium aimed at is that of
+    `include` (as published SPPO and RSPO code does: with B = ½ the target equilibrium is that of
     temperature τK/(K − 1)), or None where the points are all the actions.
     `offset` (..., n) is added to what the payoff gives (the affine games on ℝᵈ).
     """
@@ -145,13 +145,13 @@ class Plays:
 
     @classmethod
     def with_data(cls, logp: Array, logp_ref: Array, data: int) -> Plays:
-        """(..., K), (..., K): samples for SPIN, `data` answers of the data before the opponent's.
+        """(..., K), (..., K): samples for SPIN, `data` dataset responses before the opponent's.
 
         Raises InputError where one of the two kinds is missing.
         """
         xp, k = array_namespace(logp), logp.shape[-1]
         if not 0 < data < k:
-            raise InputError("SPIN needs an answer of the data and one of the opponent per prompt")
+            raise InputError("SPIN needs a dataset response and one of the opponent per prompt")
         is_data = xp.arange(k, device=device(logp)) < data
         nothing = xp.full_like(logp, -math.inf)
         logp_data = xp.where(is_data, xp.full_like(logp, -math.log(data)), nothing)
@@ -160,19 +160,19 @@ class Plays:
         return cls(None, measure, measure)
 
     @property
-    def centring(self) -> float:
+    def centering(self) -> float:
         """K/(K − 1) where the own entry is left out, else 1.
 
-        Centring K draws on their mean shrinks what is known of each of them by (K − 1)/K; a round
-        robin without own entries, whose mean is ½ whatever the draws, it leaves as it is. Whatever
-        is centred beside it takes this factor, to keep its proportion.
+        Centering K draws on their mean scales each by (K − 1)/K in expectation, but not a round
+        robin without own entries, whose mean is ½ for all draws. Other terms that are centered with
+        it are multiplied by this factor to keep the proportion.
         """
         k = self.own.logp.shape[-1]
         return k / (k - 1) if self.diagonal == "exclude" else 1.0
 
     @property
     def reversed(self) -> Plays:
-        """The game as the opponent sees it: itself in self-play, −payoffᵀ in a zero-sum game."""
+        """The game from the opponent's side: itself in self-play, −payoffᵀ in a zero-sum game."""
         if self.other is self.own:
             return self
         return Plays(
@@ -180,7 +180,7 @@ class Plays:
         )
 
     def against(self, weights: Array) -> Array:
-        """(..., m) -> (..., n): what each point wins from the opponent of these weights."""
+        """(..., m) -> (..., n): the payoff of each point against the opponent of these weights."""
         if self.payoff is None:
             raise InputError("this game has no payoffs: choose a rule for data (spin, alpha_spin)")
         won = against(self.payoff, weights)

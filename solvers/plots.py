@@ -53,14 +53,14 @@ def comparison(runs: Sequence[Run | Skipped], title: str) -> Figure:
         spread = i / len(played)
         _curve(last, steps, history.gap, spread, **look)
         _curve(average, steps, history.average_gap, spread, **look)
-        facts = [run.target, run.rule.claims]
+        facts = [run.target, run.rule.converges]
         if not _curve(kl, steps, run.kl, spread, **look):
             facts.append(f"KL {_why_nothing(run.kl).partition(':')[0]}")
         if run.bound is not None:
             _curve(kl, steps, run.bound, color=look["color"], **style.BOUND)
         handles.append(Line2D([], [], label=f"{run.label}   [{'; '.join(facts)}]", **look))
     if any(run.bound is not None for run in played):
-        label = "bound by theory, in the rule's colour"
+        label = "bound by theory, in the rule's color"
         handles.append(Line2D([], [], color="#555555", label=label, **style.BOUND))
     last.set_title(f"duality gap of the last iterate {PI}")
     average.set_title(f"duality gap of the average of {AVERAGED}")
@@ -91,13 +91,13 @@ def run(game: Game, run: Run, title: str) -> Figure:
     figure.suptitle(title, x=0.01, ha="left", fontsize=12)
     ratios = [1, 1, 1.15] if on_triangle else [1, 1]
     gap, kl, *rest = figure.subplots(1, len(ratios), width_ratios=ratios)
-    colour = _look(run, 0)["color"]
+    color = _look(run, 0)["color"]
     gap.set_title("duality gap")
     last, average = history.gap, history.average_gap
-    _curve(gap, history.steps, last, color=colour, label=f"last iterate {PI}")
-    _curve(gap, history.steps, average, color=colour, linestyle=":", label=f"average of {AVERAGED}")
+    _curve(gap, history.steps, last, color=color, label=f"last iterate {PI}")
+    _curve(gap, history.steps, average, color=color, linestyle=":", label=f"average of {AVERAGED}")
     kl.set_title(f"{KL}, distance to the equilibrium")
-    _curve(kl, history.steps, run.kl, color=colour, label=KL)
+    _curve(kl, history.steps, run.kl, color=color, label=KL)
     if run.bound is not None:
         _curve(
             kl, history.steps, run.bound, color="#555555", label="bound by theory", **style.BOUND
@@ -120,9 +120,9 @@ def path(axes: Axes, game: Game, run: Run) -> None:
         levels(axes, game, run)
     points = np.exp(solution.history.logp) @ CORNERS
     each = np.diff(solution.history.steps, prepend=-1) == 1  # recorded step by step
-    colour = _look(run, 0)["color"]
-    point = {"color": colour, "linestyle": "none"}
-    axes.plot(*points[each].T, color=colour, linewidth=1.1, label=PI)
+    color = _look(run, 0)["color"]
+    point = {"color": color, "linestyle": "none"}
+    axes.plot(*points[each].T, color=color, linewidth=1.1, label=PI)
     axes.plot(*points[~each].T, marker=".", markersize=3, **point)
     reference, equilibrium = np.exp(solution.reference) @ CORNERS, np.exp(star.logp) @ CORNERS
     axes.plot(*reference, linestyle="none", label=r"reference $\mu$ = start", **style.REFERENCE)

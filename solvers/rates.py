@@ -1,4 +1,4 @@
-"""What the theorems promise: Lipschitz constants, safe step sizes and predicted rates."""
+"""Constants of games and regularizers, and the step sizes and rates of theorems with them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,9 @@ from games.saddle import SaddlePointGame
 
 from .arrays import Array
 from .mirror import ENTROPY, MirrorMap
-from .rules import (
-    UpdateRule,
-    current_opponent,
-    half_step_opponent,
-    harmonic,
-    optimistic_opponent,
-)
+from .rules import UpdateRule
+from .theory import Constants, constant
+from .theory import largest_step as step_of_gmmd
 
 Game = SymmetricGame | MatrixGame | SaddlePointGame
 Reference = Array | tuple[Array, Array]  # log μ, a pair of them in a zero-sum game
@@ -40,7 +36,7 @@ def lipschitz(game: Game) -> float:
 
 
 def modulus(rule: UpdateRule, reference: Reference, mirror: MirrorMap = ENTROPY) -> float:
-    """m: how strongly convex the rule's R(·, μ) is relative to ψ; 0 without a regulariser.
+    """m: how strongly convex the rule's R(·, μ) is relative to ψ; 0 without a regularizer.
 
     The smaller one of a zero-sum game's two players, where `reference` is a pair.
     """
@@ -52,35 +48,33 @@ def modulus(rule: UpdateRule, reference: Reference, mirror: MirrorMap = ENTROPY)
     return min(rule.regularizer.modulus(mu) for mu in each)
 
 
+def constants(
+    rule: UpdateRule, game: Game, reference: Reference, mirror: MirrorMap = ENTROPY
+) -> Constants:
+    """The constants that the theorem of a rule takes."""
+    m = modulus(rule, reference, mirror)
+    return Constants(lipschitz(game), m, rule.tau, rule.regularizer.name)
+
+
 def theory_step(
     rule: UpdateRule, game: Game, reference: Reference, mirror: MirrorMap = ENTROPY
 ) -> UpdateRule:
-    """The rule with the step size that its theorem asks for.
+    """The rule with the step size of its theorem (`UpdateRule.theory`).
 
     τm/L² for GMMD and MMD (Sokota et al. 2022, Thm 3.4), 1/L for EGPO (PAPERS.md, Derivations),
     1/(8L) for optimistic rules (Wei et al. 2021, Thm 3: a unique equilibrium), 2/(τ(t + 2)) for
     Nash-MD (Munos et al., Thm 1), 2/(τ(t + 3)) for OMD with reverse KL (INPO, Theorem 4). Raises
     InputError with the reason where there is no theorem.
     """
-    if rule.eta != math.inf:
-        if rule.schedule is not None and rule.tau > 0:
-            return replace(rule, eta=harmonic(rule.tau, rule.schedule))
-        if rule.opponent is half_step_opponent:
-            return replace(rule, eta=1 / _lipschitz(game))
-        if rule.opponent is optimistic_opponent:
-            return replace(rule, eta=1 / (8 * _lipschitz(game)))
-        if rule.opponent is current_opponent and rule.regularization == "implicit":
-            return replace(rule, eta=largest_step(rule, game, reference, mirror))
-    raise InputError(f"rule '{rule.name}' has no step size by theory: give a number for eta")
+    if rule.theory is None or rule.eta == math.inf:
+        raise InputError(f"rule '{rule.name}' has no step size by theory: give a number for eta")
+    return replace(rule, eta=rule.theory.step(constants(rule, game, reference, mirror)))
 
 
 def largest_step(
     rule: UpdateRule, game: Game, reference: Reference, mirror: MirrorMap = ENTROPY
 ) -> float:
-    """τm/L²: the largest constant step for which GMMD and MMD are certain to converge.
-
-    Sokota et al. 2022, Thm 3.4. (RSPO Prop. 3.1 prints η ≤ τ, which is not enough where m < L²;
-    preferences have L ≤ ½.) Raises InputError where m or L is 0.
+    """τm/L² of a rule on a game: `theory.largest_step`. Raises InputError where m or L is 0.
 
     >>> from games import zoo
     >>> from solvers.rules import get_rule
@@ -88,28 +82,13 @@ def largest_step(
     >>> round(largest_step(rule, zoo.get("rps"), np.log([0.2, 0.3, 0.5])), 6)
     0.195959
     """
-    m = modulus(rule, reference, mirror)
-    if rule.tau == 0:
-        raise InputError("without a regulariser (tau = 0) theory gives no step size: give eta")
-    if m == 0:
-        raise InputError(
-            f"regularizer '{rule.regularizer.name}' is not strongly convex relative to entropy "
-            "(m = 0), so that no theorem gives a step size: give a number for eta"
-        )
-    return rule.tau * m / _lipschitz(game) ** 2
-
-
-def _lipschitz(game: Game) -> float:
-    lip = lipschitz(game)
-    if lip == 0:
-        raise InputError("all payoffs are equal (L = 0): any step size will do, give a number")
-    return lip
+    return step_of_gmmd(constants(rule, game, reference, mirror))
 
 
 def no_regret_step(game: SymmetricGame | MatrixGame, steps: int) -> float:
-    """√(8 log n / T)/(2L): the step that minimises the regret bound of MWU over T steps."""
+    """√(8 log n / T)/(2L): the step that minimizes the regret bound of MWU over T steps."""
     spread = 2 * lipschitz(game)
-    if spread == 0:  # nothing to learn, at any step size
+    if spread == 0:  # all policies are equilibria
         return 1.0
     n = max(2, *game.payoff.shape[-2:])
     return math.sqrt(8 * math.log(n) / max(steps, 1)) / spread
@@ -120,7 +99,7 @@ def with_step_size(
 ) -> UpdateRule:
     """The rule with a step size that is a number or a schedule: None and `theory` resolved.
 
-    None takes what theory gives where it gives something, else the no-regret step.
+    None is the step size of theory where there is one, else the no-regret step.
     """
     if rule.eta == "theory":
         return theory_step(rule, game, reference, mirror)
@@ -133,7 +112,7 @@ def with_step_size(
             raise InputError(f"rule '{rule.name}' needs a step size here: give eta") from None
         eta = no_regret_step(game, steps)
         if rule.regularization in ("explicit", "mixture") and rule.tau > 0:
-            eta = min(eta, 0.5 / rule.tau)  # beyond 1/(τφ′) its regulariser overshoots
+            eta = min(eta, 0.5 / rule.tau)  # beyond 1/(τφ′) its regularizer overshoots
         return replace(rule, eta=eta)
 
 
@@ -151,8 +130,12 @@ def predicted_kl(
     8/(τ²(t + 1)), for preferences in [0, 1].
     """
     steps = np.asarray(steps)
-    if rule.schedule == 2 and callable(rule.eta):
-        return 8 / (rule.tau**2 * (steps + 1))
+    if rule.theory is not None and rule.theory.bound is not None and rule.eta is not None:
+        assert not isinstance(rule.eta, str)
+        known = constants(rule, game, reference, mirror)
+        bound = rule.theory.bound(rule.eta, known, steps)
+        if bound is not None:
+            return np.asarray(bound)
     rate = predicted_rate(rule, game, reference, mirror)
     return None if rate is None else kl_start * rate**steps
 
@@ -160,18 +143,14 @@ def predicted_kl(
 def predicted_rate(
     rule: UpdateRule, game: Game, reference: Reference, mirror: MirrorMap = ENTROPY
 ) -> float | None:
-    """1/(1 + ητm): what a step of GMMD, MMD or EGPO leaves of KL(π*‖π_t) at most.
+    """The factor by which a step shrinks KL(π*‖π_t) at least: 1/(1 + ητm) for GMMD, MMD, EGPO.
 
     For η ≤ τm/L² (GMMD, MMD) and η ≤ 1/L (EGPO). None where no theorem gives a rate: another rule,
     a schedule, a magnet that moves, m = 0, or a larger step.
     """
-    if rule.regularization != "implicit" or not isinstance(rule.eta, int | float):
+    if rule.theory is None or rule.theory.rate is None or not constant(rule.eta):
         return None
-    if rule.eta == math.inf or rule.magnet_every is not None or rule.tau == 0:
+    if rule.magnet_every is not None or rule.tau == 0:
         return None
-    m, lip = modulus(rule, reference, mirror), lipschitz(game)
-    if rule.opponent is current_opponent:
-        small_enough = rule.eta * lip**2 <= rule.tau * m * (1 + 1e-12)
-    else:
-        small_enough = rule.opponent is half_step_opponent and rule.eta * lip <= 1 + 1e-12
-    return 1 / (1 + rule.eta * rule.tau * m) if m > 0 and small_enough else None
+    assert isinstance(rule.eta, int | float)
+    return rule.theory.rate(rule.eta, constants(rule, game, reference, mirror))

@@ -51,7 +51,7 @@ def equilibrium_by_lp(
     tau: float = 0.0,
     reference: Any = None,
 ) -> Equilibrium:
-    """The unregularised equilibrium, a vertex of the optimal face, by scipy's HiGHS.
+    """The unregularized equilibrium, a vertex of the optimal face, by scipy's HiGHS.
 
     One game, not a batch. Raises InputError for τ > 0 or a batch.
     """
@@ -110,7 +110,7 @@ def _answer(game, x, y, regularizer, tau, reference, method, began, tolerance) -
 
 
 def _best(table: np.ndarray, regularizer, tau: float, mu: np.ndarray, nu: np.ndarray) -> np.ndarray:
-    """(m, n) -> (m,): the row player's x, minimising τR(x, μ) + (τR)*(−Aᵀx) over the simplex."""
+    """(m, n) -> (m,): the row player's x, minimizing τR(x, μ) + (τR)*(−Aᵀx) over the simplex."""
     import cvxpy as cp
 
     x = cp.Variable(len(mu), nonneg=True)

@@ -1,48 +1,30 @@
-"""Update rules: opponent × anchor × direction × baseline × regulariser × step size.
+"""Update rules: opponent × anchor × direction × baseline × regularizer × step size.
 
-A rule looks at `Plays` and says where to go: `rule(plays, step) -> Update`. `steps` moves a
-tabular policy there, `fits` moves a parametric one. A named rule is one expression in `RULES`.
+`rule(plays, t) -> Update` gives the target of step t. `steps` moves a tabular policy to it, `fits`
+a parametric one. A named rule is one expression in `RULES`.
 """
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from games.errors import InputError
+from games.lookup import find, suggestion
 
+from . import theory
 from .arrays import Array, dot, logsumexp
 from .bradley_terry import bradley_terry_scores
 from .divergences import Divergence, entropy, parse, reverse_kl
+from .kernels import Kernel
 from .plays import Plays
-from .steps import step as move
+from .steps import step
+from .theory import Schedule, Theory
+from .update import Update
 
 DEFAULT_TAU = 0.1
-
-
-@dataclass(frozen=True)
-class Update:
-    """Where a rule wants a policy to go (RSPO Eq. 6 and 13).
-
-    direction    (..., n) G at the points
-    anchor       (..., n) θ of the policy that the step starts from (up to a constant on samples)
-    eta          step size; inf: a best response, without anchor
-    baseline     B, a number or (..., 1)
-    regularizer  R where it acts in the step itself, else None; `tau` is its temperature, else 0
-    drift        (..., n) the part of G that is not won in the game: −τ∂R(π_t, μ) of explicit rules
-    """
-
-    direction: Array
-    anchor: Array
-    eta: float
-    baseline: float | Array = 0.5
-    regularizer: Divergence | None = None
-    tau: float = 0.0
-    drift: Array | float = 0.0
 
 
 # Opponents: (plays, rule, eta) -> weights (..., m).
@@ -64,16 +46,16 @@ def average_opponent(plays: Plays, rule: UpdateRule, eta: float) -> Array:
 
 
 def optimistic_opponent(plays: Plays, rule: UpdateRule, eta: float) -> Array:
-    """2π_t − π_{t−1}: where π_{t+1} would be if it went on as before. Weights may be negative."""
+    """2π_t − π_{t−1}, a linear extrapolation to π_{t+1}. Weights may be negative."""
     previous = plays.other.weights_of(_known(plays.other.logp_previous, "previous"))
     return 2 * plays.other.weights - previous
 
 
 def half_step_opponent(plays: Plays, rule: UpdateRule, eta: float) -> Array:
-    """π_{t+½}: where the rule would go from here against π_t (extragradient, EGPO)."""
+    """π_{t+½}: the step of the rule against π_t (extragradient, EGPO)."""
     theirs = plays.reversed
     ahead = replace(rule, opponent=current_opponent, eta=eta)
-    return plays.other.weights_of(move(ahead(theirs), theirs))
+    return plays.other.weights_of(step(ahead(theirs), theirs))
 
 
 # Anchors: (plays, share) -> θ (..., n).
@@ -103,27 +85,27 @@ def win_rate(plays: Plays, weights: Array) -> Array:
 
 
 def log_odds(plays: Plays, weights: Array) -> Array:
-    """log data(y)/opponent(y): what the best logistic discriminator says (SPIN)."""
+    """log data(y)/opponent(y): the log-odds of the optimal discriminator (SPIN)."""
     return _known(plays.own.logp_data, "data") - _known(plays.own.logp_average, "average")
 
 
 def bradley_terry(plays: Plays, weights: Array) -> Array:
     """Scores of the Bradley–Terry model that is fitted to preferences among π_t (DPO).
 
-    On samples their mean is that of the batch, which `Plays.centring` makes up for.
+    On samples their mean is that of the batch, which `Plays.centering` corrects.
     """
     if plays.payoff is None or plays.other is not plays.own:
         raise InputError(
             "Bradley-Terry scores (dpo) need preferences that a policy plays itself by"
         )
-    return plays.centring * bradley_terry_scores(plays.payoff, weights)
+    return plays.centering * bradley_terry_scores(plays.payoff, weights)
 
 
 # Baselines: (plays, direction, anchor, eta) -> B.
 
 
 def half(plays: Plays, direction: Array, anchor: Array, eta: float) -> float:
-    """½, what a preference is worth in equilibrium (RSPO Eq. 8)."""
+    """½, the value of a preference game (RSPO Eq. 8)."""
     return 0.5
 
 
@@ -145,7 +127,7 @@ def log_partition(plays: Plays, direction: Array, anchor: Array, eta: float) -> 
 
 Regularization = Literal["none", "implicit", "explicit", "mixture"]
 Needed = Literal["average", "geometric", "previous", "data"]
-StepSize = float | Callable[[int], float] | Literal["theory"] | None
+StepSize = float | Schedule | Literal["theory"] | None
 
 
 @dataclass(frozen=True)
@@ -154,19 +136,26 @@ class UpdateRule:
 
     regularization  how μ acts: `implicit` in the step (GMMD), `explicit` as −τ∂R(π_t, μ) in the
                     direction (OMD), `mixture` through π_t^μ with share ητ (Nash-MD), or `none`
-    regularizer     R; rules with `only_reverse_kl` know no other
-    tau             temperature of the game aimed at; 0: the same rule without R
-    eta             step size: a number, a schedule step -> number, `theory` (see `rates`), or None:
-                    `theory` where there is one, else the no-regret step
+    regularizer     R; rules with `only_reverse_kl` accept no other
+    tau             temperature of the target game; 0: the same rule without R
+    eta             step size: a number, a schedule t -> number, `theory`, or None: `theory` where
+                    there is one, else the no-regret step
     alpha           share of π_t in mixtures, instead of 1 − ητ (α-SPIN, IPO-MD)
     memory          how many policies are remembered: 1, 2, …, inf
     remember_start  whether π_0 stays in an infinite memory once there is another policy
-    magnet_every    m: μ becomes π_t every m steps, and the schedule of η starts anew; this aims at
-                    the game without R (MPO, COMAL)
-    schedule        k where theory asks for η_t = 2/(τ(t + k)), t = 0, 1, … since the magnet moved
-    needs           what its functions look at beside π_t and μ; "data": it plays a data
+    magnet_every    m: μ becomes π_t every m steps, and the schedule of η restarts; the target is
+                    then the game without R (MPO, COMAL)
+    mixture_share   (eta, tau) -> the share of μ in the rule's geometric mixtures; None: 1 − alpha,
+                    or ητ where there is no alpha
+    theory          the theorem on its step size and rate, if there is one
+    needs           inputs required besides π_t and μ; "data": the rule learns from a data
                     distribution instead of a payoff
-    claims          the iterate that is claimed to converge: `last`, `average`, or `neither`
+    converges       the iterate that converges by theory: `last`, `average`, or `neither`
+    constant_step_bias  whether a constant step converges O(η) away from the equilibrium
+    note            what to expect of its runs, for tables
+
+    A rule with an opponent, anchor or direction of its own declares here what these need, and
+    replaces the `theory`, `mixture_share` and `note` of the rule that it is a variant of.
     """
 
     name: str
@@ -183,61 +172,66 @@ class UpdateRule:
     memory: float = 1
     remember_start: bool = True
     magnet_every: int | None = None
-    schedule: int | None = None
+    mixture_share: Callable[[float, float], float] | None = None
+    theory: Theory | None = None
     needs: tuple[Needed, ...] = ()
-    claims: Literal["last", "average", "neither"] = "last"
+    converges: Literal["last", "average", "neither"] = "last"
+    constant_step_bias: bool = False
+    note: str = ""
 
     @property
     def needs_data(self) -> bool:
-        """Whether it plays a data distribution instead of a payoff."""
+        """Whether it learns from a data distribution instead of a payoff."""
         return "data" in self.needs
 
     @property
     def regularized(self) -> bool:
-        """Whether the rule has a regulariser."""
+        """Whether the rule has a regularizer."""
         return self.regularization != "none"
 
     @property
     def mixes(self) -> bool:
         """Whether a geometric mixture with μ, of that `share`, is part of the rule."""
-        own = self.opponent is mixture_opponent or self.anchor is mixture_anchor
-        return own or self.regularization == "mixture" or self.alpha is not None
+        declared = self.mixture_share is not None or self.alpha is not None
+        return declared or self.regularization == "mixture"
 
     @property
     def target(self) -> tuple[Divergence | None, float]:
-        """The regulariser and temperature of the game aimed at; (None, 0) for the plain game."""
+        """Regularizer and temperature of the target game; (None, 0) for the unregularized game."""
         plain = not self.regularized or self.tau == 0 or self.magnet_every is not None
         return (None, 0.0) if plain else (self.regularizer, self.tau)
 
-    def eta_at(self, step: int) -> float:
-        """The step size at step 0, 1, …; raises InputError while it is not a number yet."""
-        since = step - self.magnet(step)
+    def eta_at(self, t: int) -> float:
+        """The step size at step t = 0, 1, …; raises InputError where it is not resolved yet."""
+        since = t - self.magnet(t)
         eta = self.eta(since) if callable(self.eta) else self.eta
         if not isinstance(eta, int | float) or not eta > 0:
             raise InputError(f"rule '{self.name}' needs a positive step size eta, not {eta!r}")
         return float(eta)
 
     def share(self, eta: float) -> float:
-        """The share of μ in mixtures: ητ, or 1 − alpha."""
+        """The share of μ in mixtures: `mixture_share`, or 1 − alpha, or ητ."""
+        if self.mixture_share is not None:
+            return self.mixture_share(eta, self.tau)
         return eta * self.tau if self.alpha is None else 1 - self.alpha
 
-    def magnet(self, step: int) -> int:
-        """The number of the iterate that is μ at step 0, 1, …; iterate 0 is the reference."""
-        return 0 if self.magnet_every is None else step - step % self.magnet_every
+    def magnet(self, t: int) -> int:
+        """The iterate that is μ at step t = 0, 1, …; iterate 0 is the reference."""
+        return 0 if self.magnet_every is None else t - t % self.magnet_every
 
-    def remembered(self, step: int) -> list[int]:
-        """The iterates in the memory at step 0, 1, …, newest first, all of the same share.
+    def remembered(self, t: int) -> list[int]:
+        """The iterates in the memory at step t = 0, 1, …, newest first, with equal weights.
 
         The policies before the start count as equal to it (α-SPIN, Algorithm 2).
         """
         if self.memory != math.inf:
-            return [max(step - i, 0) for i in range(int(self.memory))]
-        oldest = 0 if self.remember_start or step == 0 else 1
-        return list(range(step, oldest - 1, -1))
+            return [max(t - i, 0) for i in range(int(self.memory))]
+        oldest = 0 if self.remember_start or t == 0 else 1
+        return list(range(t, oldest - 1, -1))
 
-    def __call__(self, plays: Plays, step: int = 0) -> Update:
-        """Where to go from π_t at step t = 0, 1, … ."""
-        eta = self.eta_at(step)
+    def __call__(self, plays: Plays, t: int = 0) -> Update:
+        """The update of π_t at step t = 0, 1, … ."""
+        eta = self.eta_at(t)
         share = self.share(eta)
         if self.regularization == "mixture" and share > 1:
             raise InputError(
@@ -262,30 +256,31 @@ class UpdateRule:
         )
 
 
-def harmonic(tau: float, first: int = 2) -> Callable[[int], float]:
-    """η_t = 2/(τ(t + first)) at steps t = 0, 1, …: Nash-MD's schedule (Munos et al., Thm 1).
+MIXED_OPPONENT = "answers π_t^μ instead of π_t, and converges elsewhere"
+REWARD = "maximizes the Bradley-Terry reward of the preferences, which need have no equilibrium"
 
-    INPO's (Theorem 4, η there is 1/η here) counts from 1: first = 3.
-    """
-    return lambda step: 2 / (tau * (step + first))
-
-
-mwu = UpdateRule("mwu", claims="average")
-gmmd = UpdateRule("gmmd", regularization="implicit")
+mwu = UpdateRule("mwu", converges="average")
+gmmd = UpdateRule("gmmd", regularization="implicit", theory=theory.GMMD)
 mmd = replace(gmmd, name="mmd", only_reverse_kl=True)
 omd = UpdateRule("omd", regularization="explicit")
-inpo = replace(omd, name="inpo", only_reverse_kl=True, schedule=3)
+inpo = replace(omd, name="inpo", only_reverse_kl=True, theory=theory.INPO)
 nash_md = UpdateRule(
     "nash_md",
     opponent=mixture_opponent,
     anchor=mixture_anchor,
     regularization="mixture",
     only_reverse_kl=True,
-    schedule=2,
+    theory=theory.NASH_MD,
+    constant_step_bias=True,
 )
-optimistic_mwu = UpdateRule("optimistic_mwu", opponent=optimistic_opponent, needs=("previous",))
+optimistic_mwu = UpdateRule(
+    "optimistic_mwu",
+    opponent=optimistic_opponent,
+    needs=("previous",),
+    theory=theory.OPTIMISTIC,
+)
 optimistic_gmmd = replace(optimistic_mwu, name="optimistic_gmmd", regularization="implicit")
-egpo = replace(gmmd, name="egpo", opponent=half_step_opponent)
+egpo = replace(gmmd, name="egpo", opponent=half_step_opponent, theory=theory.EGPO)
 mpo = replace(mmd, name="mpo", magnet_every=50)
 comal = replace(inpo, name="comal", magnet_every=50)
 mnpo = UpdateRule(
@@ -303,14 +298,14 @@ fictitious_play = UpdateRule(
     eta=math.inf,
     memory=math.inf,
     needs=("average",),
-    claims="average",
+    converges="average",
 )
 smooth_fictitious_play = replace(
     fictitious_play,
     name="smooth_fictitious_play",
     regularization="implicit",
     regularizer=entropy,
-    claims="last",
+    converges="last",
 )
 ipo_md = UpdateRule(
     "ipo_md",
@@ -318,12 +313,18 @@ ipo_md = UpdateRule(
     regularization="implicit",
     eta=math.inf,
     alpha=0.875,
-    claims="neither",
+    converges="neither",
+    note=MIXED_OPPONENT,
 )
 dpo = UpdateRule(
-    "dpo", direction=bradley_terry, regularization="implicit", eta=math.inf, claims="neither"
+    "dpo",
+    direction=bradley_terry,
+    regularization="implicit",
+    eta=math.inf,
+    converges="neither",
+    note=REWARD,
 )
-moving_dpo = UpdateRule("moving_dpo", direction=bradley_terry, claims="neither")
+moving_dpo = UpdateRule("moving_dpo", direction=bradley_terry, converges="neither", note=REWARD)
 alpha_spin = UpdateRule(
     "alpha_spin",
     opponent=average_opponent,
@@ -368,7 +369,7 @@ def get_rule(
     *,
     eta: StepSize = None,
     tau: float | None = None,
-    regularizer: str | Divergence | None = None,
+    regularizer: str | Kernel | Divergence | None = None,
     alpha: float | None = None,
     memory: float | Literal["inf"] | None = None,
     magnet_every: int | None = None,
@@ -382,7 +383,7 @@ def get_rule(
     if tau is not None or regularizer is not None:
         if not rule.regularized:
             raise InputError(
-                f"rule '{rule.name}' is unregularised: leave out tau and the regularizer, "
+                f"rule '{rule.name}' is unregularized: leave out tau and the regularizer, "
                 "or use gmmd, omd or nash_md"
             )
         if tau is not None:
@@ -412,8 +413,9 @@ def get_rule(
         rule = replace(rule, memory=memory)
     if magnet_every is not None:
         if rule.magnet_every is None:
+            users = ", ".join(name for name, known in RULES.items() if known.magnet_every)
             raise InputError(
-                f"magnet_every is not a setting of rule '{rule.name}': it is for mpo, comal"
+                f"magnet_every is not a setting of rule '{rule.name}': it is for {users}"
             )
         if not _is_count(magnet_every):
             raise InputError(f"magnet_every = {magnet_every} must be 1, 2, … steps")
@@ -422,20 +424,20 @@ def get_rule(
 
 
 def accepts(rule: UpdateRule, regularizer: Divergence) -> bool:
-    """Whether a rule knows that regulariser."""
+    """Whether a rule accepts that regularizer."""
     return rule.regularized and (not rule.only_reverse_kl or regularizer == reverse_kl)
 
 
 def tau_from_lam(lam: float, eta: float, factor: float = 2.0) -> float:
-    """τ of a regulariser that stands in the loss of RSPO Eq. 6 as λ R̂: λ/(factor·η).
+    """τ of a regularizer that stands in the loss of RSPO Eq. 6 as λ R̂: λ/(factor·η).
 
     `factor` is 2 where R̂ has the gradient of R, 1 where it has twice that (Eq. 52's square).
     """
     return lam / (factor * eta)
 
 
-def _regularizer(rule: UpdateRule, regularizer: str | Divergence) -> Divergence:
-    regularizer = parse(regularizer) if isinstance(regularizer, str) else regularizer
+def _regularizer(rule: UpdateRule, given: str | Kernel | Divergence) -> Divergence:
+    regularizer = parse(given)
     if not accepts(rule, regularizer):
         raise InputError(
             f"rule '{rule.name}' knows only reverse_kl, not '{regularizer.name}': use gmmd or omd"
@@ -445,28 +447,11 @@ def _regularizer(rule: UpdateRule, regularizer: str | Divergence) -> Divergence:
 
 def _find(name: str) -> UpdateRule:
     if ":" in name:
-        return _import(name)
+        return find(name, RULES, "rule", UpdateRule)
     known = ALIASES.get(name, name)
     if known not in RULES:
-        near = difflib.get_close_matches(name, [*RULES, *ALIASES], n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"choose from {', '.join(RULES)}"
-        raise InputError(f"unknown rule '{name}': {hint}")
+        raise InputError(f"unknown rule '{name}': {suggestion(name, [*RULES, *ALIASES])}")
     return RULES[known]
-
-
-def _import(name: str) -> UpdateRule:
-    """The user's own rule, from `package.module:object`."""
-    module_name, _, attribute = name.partition(":")
-    try:
-        rule = getattr(importlib.import_module(module_name), attribute)
-    except Exception as error:  # whatever a module of the user's may raise
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"rule '{name}' cannot be imported: {type(error).__name__}: {reason}"
-        ) from None
-    if not isinstance(rule, UpdateRule):
-        raise InputError(f"rule '{name}' is a {type(rule).__name__}, not an UpdateRule")
-    return rule
 
 
 def _is_count(number: object) -> bool:
@@ -483,7 +468,7 @@ def _positive(number: float, what: str) -> float:
 def _known(array: Array | None, what: Needed) -> Array:
     if array is None:
         raise InputError(
-            f"this rule looks at '{what}', which is not known here: name it in its `needs`"
+            f"this rule requires '{what}': declare it in `needs`"
             + (", and play a DataGame" if what == "data" else "")
         )
     return array

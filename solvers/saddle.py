@@ -29,7 +29,7 @@ def equilibrium(game: SaddlePointGame, tau: float = 0.0, reference=(0.0, 0.0)) -
 
 
 def duality_gap(game: SaddlePointGame, z, tau: float, reference) -> np.ndarray:
-    """(..., 2) -> (...,): max over y′ less min over x′ of the regularised game at z = (x, y).
+    """(..., 2) -> (...,): max over y′ less min over x′ of the regularized game at z = (x, y).
 
     Each player's objective is quadratic with curvature α + τ: what is left to win is the squared
     gradient over twice that (inf where α + τ = 0, unless z is the equilibrium).

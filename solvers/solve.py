@@ -14,7 +14,7 @@ from games import DataGame, MatrixGame, SaddlePointGame, SymmetricGame
 from games.errors import InputError
 
 from . import saddle
-from .arrays import Array, dot, normalise
+from .arrays import Array, dot, normalize
 from .gap import duality_gap
 from .mirror import ENTROPY, EUCLIDEAN, MirrorMap
 from .plays import Measure, Plays
@@ -217,11 +217,11 @@ class _Board:
             total = np.exp(theta).sum(axis=-1)
             if self.mirror is ENTROPY and not np.allclose(total, 1, atol=1e-6):
                 raise InputError(f"the {what} must be log-probabilities: exp of it must sum to 1")
-            points.append(self.mirror.normalise(theta))
+            points.append(self.mirror.normalize(theta))
         return points
 
     def gap(self, policies: list[Array], regularizer, tau: float, references) -> np.ndarray:
-        """(...,): the duality gap of the game of that regulariser and temperature."""
+        """(...,): the duality gap of the game of that regularizer and temperature."""
         if isinstance(self.game, SaddlePointGame):
             return saddle.duality_gap(self.game, policies[0], tau, references[0])
         assert isinstance(self.game, SymmetricGame | MatrixGame)
@@ -342,6 +342,6 @@ def kl_divergence(logp: Array, logq: Array) -> Array:
 
 
 def spin_target(rule: UpdateRule, logp_data: Array, logp_ref: Array) -> np.ndarray:
-    """(..., n): the fixed point of (α-)SPIN, ∝ base^(1−α) data^(1/β), exponents normalised."""
+    """(..., n): the fixed point of (α-)SPIN, ∝ base^(1−α) data^(1/β), exponents normalized."""
     base, data = 1 - (1.0 if rule.alpha is None else rule.alpha), rule.eta_at(0)
-    return normalise((base * logp_ref + data * logp_data) / (base + data))
+    return normalize((base * logp_ref + data * logp_data) / (base + data))

@@ -1,17 +1,15 @@
-"""How a tabular policy moves to where a rule points."""
+"""The tabular step: the policy π_{t+1} that an update asks for."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from array_api_compat import array_namespace
 
 from .arrays import Array
+from .divergences import Divergence
 from .plays import Plays
-
-if TYPE_CHECKING:  # rules look ahead by a step
-    from .rules import Update
+from .update import Update
 
 
 def step(update: Update, plays: Plays) -> Array:
@@ -21,17 +19,17 @@ def step(update: Update, plays: Plays) -> Array:
     best response. GMMD as in RSPO Eq. 38, whose fixed point is the equilibrium at temperature τ;
     Eq. 13 as printed lacks the η before τR, and its fixed point is that of temperature τ/η.
 
-    On K samples of π_t it is log π_{t+1} at the K responses, normalised over the K draws. That
-    centres what it sees on the batch, which shrinks its pull by (K − 1)/K; payoffs without the own
-    entry are not shrunk, and so all that pulls towards μ (R, the drift of G, the anchor's share of
-    μ) takes K/(K − 1) there. The fixed point in expectation is then the equilibrium at the
+    On K samples of π_t it is log π_{t+1} at the K responses, normalized over the K draws. This
+    centers all terms on the batch, which scales them by (K − 1)/K. Payoffs without the own entry
+    are not scaled, so all terms that pull towards μ (R, the drift of G, the anchor's share of μ)
+    are multiplied by K/(K − 1) there. The fixed point in expectation is then the equilibrium at the
     temperature asked for, up to O(η/K).
     """
     own, mirror = plays.own, plays.own.mirror
     direction, anchor, reference = update.direction, update.anchor, own.logp_ref
     tau = update.tau
     if own.log_weight is not None:
-        c = plays.centring
+        c = plays.centering
         tau, direction = c * tau, direction + (c - 1) * update.drift
         anchor = own.logp + c * (anchor - own.logp)
         # Under the weights of the samples, a density q is log q + log_weight − log of what they are
@@ -43,13 +41,15 @@ def step(update: Update, plays: Plays) -> Array:
     if update.eta == math.inf:
         theta = _best_response(direction, update.regularizer, reference, tau)
     elif update.regularizer is None:
-        theta = mirror.normalise(anchor + update.eta * direction)
+        theta = mirror.normalize(anchor + update.eta * direction)
     else:
         theta = mirror.prox(update.regularizer, direction, anchor, reference, update.eta, tau)
     return theta if own.log_weight is None else theta - shift
 
 
-def _best_response(direction, regularizer, reference: Array, tau: float) -> Array:
+def _best_response(
+    direction: Array, regularizer: Divergence | None, reference: Array, tau: float
+) -> Array:
     """(..., n): log of argmax ⟨G, π⟩ − τR(π, μ); without R the first of the best actions."""
     if regularizer is not None:
         return regularizer.best_response(direction, reference, tau)

@@ -1,7 +1,7 @@
-"""One look for every figure: a rule keeps its colour and marker wherever it is drawn.
+"""One look for every figure: a rule keeps its color and marker wherever it is drawn.
 
-The colours are those of Okabe and Ito (2008) and, after these, of Paul Tol's muted scheme: both are
-told apart with any colour vision. Markers say the same once more, for curves that coincide.
+The colors are those of Okabe and Ito (2008) and, after these, of Paul Tol's muted scheme: both are
+told apart with any color vision. Markers say the same once more, for curves that coincide.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
-# name: (colour, marker)
+# name: (color, marker)
 RULES = {
     "mwu": ("#000000", "o"),
     "gmmd": ("#0072B2", "s"),
@@ -62,9 +62,9 @@ RC: dict[Any, Any] = {
 
 
 def of_rule(name: str, others: int = 0) -> dict[str, str]:
-    """Colour and marker of a rule; a rule of the user's own takes the `others`-th spare pair."""
-    colour, marker = RULES.get(name) or OTHERS[others % len(OTHERS)]
-    return {"color": colour, "marker": marker}
+    """Color and marker of a rule; a rule of the user's own takes the `others`-th spare pair."""
+    color, marker = RULES.get(name) or OTHERS[others % len(OTHERS)]
+    return {"color": color, "marker": marker}
 
 
 def use() -> None:

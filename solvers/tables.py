@@ -69,7 +69,7 @@ def _cells(run: Run | Skipped) -> dict[str, str]:
         "η": _step_sizes(run),
         "steps": str(solution.steps),
         "status": str(solution.status),
-        "claimed": run.rule.claims,
+        "claimed": run.rule.converges,
         "gap, last": small(solution.gap),
         "gap, average": small(solution.average_gap),
         "KL(π*‖π)": small(run.kl[-1]),

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.optimize import root
 
 from solvers import Plays, parse
-from solvers.arrays import normalise
+from solvers.arrays import normalize
 
 
 def draws(n: int, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -45,12 +45,12 @@ def zero(field, start) -> np.ndarray:
     """log π (n,) with field(log π) constant over the actions."""
 
     def residual(logits):
-        values = field(normalise(np.append(logits, 0.0)))
+        values = field(normalize(np.append(logits, 0.0)))
         return values[:-1] - values[-1]
 
     found = root(residual, start[:-1] - start[-1], tol=1e-14)
     assert np.abs(found.fun).max() < 1e-12, found.message
-    return normalise(np.append(found.x, 0.0))
+    return normalize(np.append(found.x, 0.0))
 
 
 def equilibrium(payoff, logp_ref, regularizer: str, tau: float) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Random games, policies and regularisers for hypothesis."""
+"""Random games, policies and regularizers for hypothesis."""
 
 from __future__ import annotations
 

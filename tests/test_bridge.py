@@ -92,7 +92,12 @@ def model_gradient(policy: Policy, fit: Fit, rows: FitDataset, order: list[int] 
     every = [rows[i] for i in (order or range(len(rows)))]
     dtype = torch.promote_types(policy.model.dtype, torch.float32)
     with policy.acting():
-        loss = batch_loss(policy.model, batch_of(every, policy.pad_token_id, dtype), fit)
+        loss = batch_loss(
+            policy.model,
+            batch_of(every, policy.pad_token_id, dtype),
+            fit,
+            regularizer=rows.items.regularizer,
+        )
         return gradient(policy, loss), loss.item()
 
 
@@ -104,7 +109,7 @@ def pulled_back(policy: Policy, tabular: np.ndarray) -> torch.Tensor:
         return gradient(policy, (torch.tensor(tabular).to(logp) * logp).sum(-1).mean())
 
 
-def centred(logp: np.ndarray, values: np.ndarray) -> np.ndarray:
+def centered(logp: np.ndarray, values: np.ndarray) -> np.ndarray:
     """π∘(values − E_π values)."""
     pi = np.exp(logp)
     return pi * (values - dot(pi, values)[..., None])
@@ -157,7 +162,7 @@ def test_the_models_gradient_is_that_of_the_tabular_step(
     pull = 0.0
     if rule.regularized:
         pull = rule.tau * rule.regularizer.gradient(logp, logp_ref)
-    wanted = pulled_back(policy, -factor * centred(logp, update.direction - pull))
+    wanted = pulled_back(policy, -factor * centered(logp, update.direction - pull))
     # Relative to the gradient; the issue's 1e-10 in float64, 1e-5 in float32.
     assert (found - wanted).abs().max() <= tolerance * max(1.0, wanted.abs().max().item())
 
@@ -180,7 +185,7 @@ def test_fits_of_the_step_itself_pull_along_the_step(
     moved = step(update, plays) - logp
     # Pairs of independent responses: E (Δ_i − Δ_j)² is twice the variance.
     factor = 2 if name == "proximal" else 4
-    wanted = pulled_back(policy, -factor * centred(logp, moved))
+    wanted = pulled_back(policy, -factor * centered(logp, moved))
     assert (found - wanted).abs().max() <= tolerance * max(1.0, wanted.abs().max().item())
 
 
@@ -218,7 +223,7 @@ def test_pairs_pull_the_model_along_the_step(checkpoint: Path, name: str, fit_na
         slope = beta + update.tau * update.regularizer.slope_derivative(logp - logp_ref)
         scale = beta + update.tau * sum(update.regularizer.parts.values())
     if fit_name == "pairwise":
-        wanted = -4 / scale**2 * slope * centred(logp, towards)
+        wanted = -4 / scale**2 * slope * centered(logp, towards)
     else:
         won = update.direction - update.drift
         implied = won - towards
@@ -267,7 +272,9 @@ def test_the_expectation_over_samples_is_the_exact_gradient(checkpoint: Path, na
         log_pi = policy.batch_log_probs(batch)[torch.tensor(pairs)]
         items = fit.items(plays, rule(plays))
         columns = {k: torch.tensor(v) for k, v in items.columns.items()}
-        losses = (torch.tensor(items.weight) * fit.loss(log_pi[..., None], columns)).sum(-1)
+        losses = (
+            torch.tensor(items.weight) * fit.loss(log_pi[..., None], columns, items.regularizer)
+        ).sum(-1)
         chance = torch.tensor(np.exp(logp[0][pairs].sum(-1)))
         found = gradient(policy, (chance * losses).sum())
     # Rounding of sums over 441 pairs in float64.
@@ -382,7 +389,7 @@ def test_gradient_checkpointing_computes_twice_and_changes_nothing(
 
 
 def test_a_fit_brings_the_model_to_the_tabular_step(checkpoint: Path, tmp_path: Path) -> None:
-    """Proximal on exact plays: the model's minimiser is the step, and training goes there."""
+    """Proximal on exact plays: the model's minimizer is the step, and training goes there."""
     policy = load(checkpoint)
     logp, logp_ref = recorded(policy)
     plays = Plays.exact(payoff(), logp, logp_ref)
@@ -442,5 +449,5 @@ def test_a_rule_of_ones_own_trains_and_its_sign_flips_the_gradient(checkpoint: P
     assert (gradients[0] - other).abs().max() > 1e-3
 
 
-def test_the_regularisers_of_the_two_halves_are_the_same_objects() -> None:
+def test_the_regularizers_of_the_two_halves_are_the_same_objects() -> None:
     assert get_rule("gmmd", tau=0.1, regularizer="chi2").regularizer == parse("chi2")

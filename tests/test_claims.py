@@ -19,7 +19,7 @@ from games import SkewGame, zoo
 from games.errors import InputError
 from solvers import UpdateRule, parse
 from solvers.__main__ import main
-from solvers.arrays import normalise
+from solvers.arrays import normalize
 from solvers.claims import Claim, Setting, Verdict, claims, command, report
 from solvers.claims.ledger import (
     CLAIMS,
@@ -37,7 +37,8 @@ from solvers.claims.ledger import (
 )
 from solvers.claims.rspo.cases import Case, by_hand, minimizer
 from solvers.claims.rspo.convexity import least_ratio
-from solvers.rules import RULES, Update, current_opponent
+from solvers.rules import RULES, current_opponent
+from solvers.update import Update
 from tests.strategies import random_game, random_policy, seeds, sizes
 
 LEDGER = Path(__file__).parents[1] / "CLAIMS.md"
@@ -362,7 +363,7 @@ def test_search_stays_above_the_modulus(seed, spec):
 def test_trajectory_is_the_rule_step_by_step():
     game, start = zoo.rock_paper_scissors(), np.log([0.5, 0.3, 0.2])
     points = trajectory(replace(RULES["mwu"], eta=0.5), game, start, start, 2)
-    second = normalise(start + 0.5 * game.payoff @ np.exp(start))
+    second = normalize(start + 0.5 * game.payoff @ np.exp(start))
     assert points[1] == pytest.approx(second, abs=1e-15)
     assert points.shape == (3, 3)
 

@@ -17,8 +17,9 @@ from solvers.claims.inpo import regret
 from solvers.claims.instances import Instances
 from solvers.claims.ledger import trajectory
 from solvers.equilibrium import equilibrium
-from solvers.rules import RULES, current_anchor, harmonic
+from solvers.rules import RULES, current_anchor
 from solvers.solve import kl_divergence
+from solvers.theory import harmonic
 from tests.strategies import games_with_reference, random_policy, seeds
 
 MINE = {claim.name: claim for claim in claims() if claim.module in ("inpo", "nash_md")}

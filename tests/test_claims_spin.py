@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from games import DataGame
 from solvers import get_rule, solve
-from solvers.arrays import normalise
+from solvers.arrays import normalize
 from solvers.claims import Setting, Verdict, claims
 from solvers.claims.alpha_spin import (
     excess_loss,
@@ -99,7 +99,7 @@ def test_the_minimizer_of_the_expected_loss(seed, n, beta):
     data, base, current, opponent, other = policies(seed, n, 5)
     here = plays(current, base, data, opponent)
     update = get_rule("alpha_spin", eta=1 / beta)(here)
-    formula = normalise(update.anchor + (data - opponent) / beta)
+    formula = normalize(update.anchor + (data - opponent) / beta)
     fit = get_fit("logistic")
     excess = fit(here, update, other) - fit(here, update, formula)
     known = excess_loss(beta, other - formula, data, opponent)
@@ -131,7 +131,7 @@ def test_it_follows_the_leader_with_a_discount(seed, n, alpha, beta, memory):
         known = known[10 + first :] if memory == math.inf else known[-int(memory) :]
         rewards = alpha * rewards + data - np.log(np.mean(np.exp(known), axis=0))
         # Deviations of up to (1/0.3)^5 times logs of 20, and means that lose 1e-16 of the largest.
-        leader = np.exp(normalise(base + rewards / beta))
+        leader = np.exp(normalize(base + rewards / beta))
         assert np.exp(points[t + 1]) == pytest.approx(leader, abs=1e-6)
 
 

@@ -304,9 +304,9 @@ def test_compare_plays_each_rule_against_its_own_equilibrium(answer):
         aimed = rule.regularized and rule.magnet_every is None
         assert (row["regularizer"], row["tau"]) == ((regularizer, 0.3) if aimed else (None, 0.0))
         assert row["target"] == (f"{regularizer}, τ=0.3" if aimed else "unregularised")
-        if rule.claims == "neither":
+        if rule.converges == "neither":
             assert row["note"], name
-        elif rule.claims == "average":  # no regret: about √(log n/T) = 0.05
+        elif rule.converges == "average":  # no regret: about √(log n/T) = 0.05
             assert row["average_duality_gap"] < 0.05 < 10 * row["duality_gap"], name
         elif not aimed:  # last iterates in the plain game: slowly (test_properties.py has the end)
             assert row["kl_to_equilibrium"] < 0.25, name  # from 0.268

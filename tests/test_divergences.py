@@ -53,7 +53,7 @@ def test_gradient_is_the_derivative_of_the_value(spec):
     logits = torch.tensor(LOGP, dtype=torch.float64, requires_grad=True)
     regularizer.value(logits, torch.tensor(MU)).backward()
     assert logits.grad is not None
-    # d/dlogp = p d/dp on unnormalised measures; both are sums of a few terms of order one.
+    # d/dlogp = p d/dp on unnormalized measures; both are sums of a few terms of order one.
     assert logits.grad.numpy() == pytest.approx(P * regularizer.gradient(LOGP, MU), abs=1e-12)
 
 

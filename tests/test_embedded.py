@@ -32,7 +32,7 @@ from llm.embedded.judges import JUDGES, STYLE_GAME, embedded_judge, style_table
 from llm.judges.build import build_judge
 from llm.policy.log_probs import PromptResponse
 from llm.policy.model import Policy
-from solvers.arrays import logsumexp, normalise
+from solvers.arrays import logsumexp, normalize
 from solvers.solve import kl_divergence
 
 FACTS = json.loads((HERE / "text" / "training.json").read_text())
@@ -182,7 +182,7 @@ def counts(rows: list[dict[str, str]], field: str) -> np.ndarray:
 @given(st.integers(1, 30), st.integers(1, 200), st.integers(0, 1000))
 def test_even_draws_are_proportional_up_to_one(n: int, count: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    logp = normalise(2 * rng.normal(size=n))
+    logp = normalize(2 * rng.normal(size=n))
     drawn = even_draws(logp, count, rng)
     # Rounding of the cumulative sum moves no more than a place that falls on a boundary.
     off = np.abs(np.bincount(drawn, minlength=n) - count * np.exp(logp))

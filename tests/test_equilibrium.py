@@ -117,7 +117,7 @@ def test_references_that_almost_exclude_actions():
     ],
     ids=lambda game: f"{type(game).__name__}{game.payoff.shape}",
 )
-def test_without_a_regulariser(game):
+def test_without_a_regularizer(game):
     # 1e-12 in units of the payoff's range: 3e6 once, and rounding of 1e3 another time.
     certify(game, equilibrium(game), tolerance=1e-12 * max(1.0, np.abs(game.payoff).max()))
 
@@ -140,7 +140,7 @@ def test_few_linear_systems_are_enough(spec, tau, n, most):
 
 
 @pytest.mark.slow
-def test_two_thousand_actions_without_a_regulariser():
+def test_two_thousand_actions_without_a_regularizer():
     game = random_game(20, 2000)
     certify(game, equilibrium(game))
 
@@ -159,7 +159,7 @@ def test_a_large_constant_costs_only_the_digits_that_it_takes():
     assert found.policy == pytest.approx(equilibrium(small).policy, abs=1e-5)
 
 
-def test_a_reference_changes_nothing_without_a_regulariser():
+def test_a_reference_changes_nothing_without_a_regularizer():
     for game in (random_game(30, 6), SkewGame(np.zeros((5, 5)))):
         found = equilibrium(game, None, 0.0, random_policy(31, game.n))
         assert np.array_equal(found.logp, equilibrium(game).logp)
@@ -238,7 +238,7 @@ def test_measured_win_rates_beside_the_checkout():
 
 
 class TestSeveralEquilibria:
-    """The analytic centre: the largest Σ log z on the support + Σ log w off it, of both players."""
+    """The analytic center: the largest Σ log z on the support + Σ log w off it, of both players."""
 
     def test_duplicates_share_evenly(self):
         rps = zoo.get("rps").payoff
@@ -323,7 +323,7 @@ def test_tiny_probabilities_are_exact_in_logs():
     assert np.ptp(log_ratio) <= 1e-8
 
 
-def test_cold_limit_is_the_unregularised_equilibrium():
+def test_cold_limit_is_the_unregularized_equilibrium():
     """‖π_τ − π*‖ = O(τ) where π* is unique: ten times colder is ten times closer."""
     game = random_game(24, 9)
     limit = equilibrium(game)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from games import InputError
 from solvers import Measure, Plays, Update, UpdateRule, get_rule, parse, step
-from solvers.arrays import normalise
+from solvers.arrays import normalize
 from solvers.fits import FITS, Temperature, get_fit
 from solvers.rules import RULES, log_partition
 from tests.enumeration import draws, equilibrium, order, sampled_plays, zero
@@ -73,7 +73,7 @@ def expected_loss(fit, rule, plays: Plays, y=None, probability=None):
 
     def loss(logits):
         logp = torch.log_softmax(logits, dim=-1)
-        return (weight * fit.loss(logp[index], items.columns)).sum()
+        return (weight * fit.loss(logp[index], items.columns, items.regularizer)).sum()
 
     return loss
 
@@ -84,7 +84,7 @@ def gradient(loss, theta) -> np.ndarray:
     return torch.autograd.grad(loss(logits), logits)[0].numpy()
 
 
-def minimiser(loss, start) -> np.ndarray:
+def minimizer(loss, start) -> np.ndarray:
     """log π (n,) at the minimum, by Newton's method (the logits' common constant is left alone)."""
     logits = start
     for _ in range(30):
@@ -96,15 +96,15 @@ def minimiser(loss, start) -> np.ndarray:
         if np.abs(move).max() < 1e-15:
             break
     assert np.abs(gradient(loss, logits)).max() < 1e-13
-    return normalise(logits)
+    return normalize(logits)
 
 
-def centred(values, logp=PI) -> np.ndarray:
+def centered(values, logp=PI) -> np.ndarray:
     """π∘(v − E_π v)."""
     return np.exp(logp) * (values - np.exp(logp) @ values)
 
 
-# What the minimiser is, on exact Plays.
+# What the minimizer is, on exact Plays.
 
 TO_THE_STEP = [
     *(("proximal", rule, spec) for rule, spec in [("mwu", None), ("nash_md", None), ("omd", "js")]),
@@ -120,16 +120,16 @@ TO_THE_STEP = [
 
 
 @pytest.mark.parametrize(("fit", "name", "regularizer"), TO_THE_STEP)
-def test_the_minimiser_is_the_tabular_step(fit, name, regularizer):
+def test_the_minimizer_is_the_tabular_step(fit, name, regularizer):
     rule = rule_of(name, regularizer=regularizer)
-    found = minimiser(expected_loss(get_fit(fit), rule, exact()), PI)
+    found = minimizer(expected_loss(get_fit(fit), rule, exact()), PI)
     # Newton stops where the gradient is rounding; curvatures are above 0.01.
     assert found == pytest.approx(step(rule(exact()), exact()), abs=1e-11)
 
 
 def test_the_proximal_fit_reaches_smooth_best_responses():
     rule = get_rule("smooth_fictitious_play", tau=TAU)
-    found = minimiser(expected_loss(get_fit("proximal"), rule, exact()), PI)
+    found = minimizer(expected_loss(get_fit("proximal"), rule, exact()), PI)
     assert found == pytest.approx(step(rule(exact()), exact()), abs=1e-11)
 
 
@@ -142,7 +142,10 @@ PAIRED = [name for name in RULES if name not in ("fictitious_play", "spin", "alp
 def at_its_least(fit, plays: Plays, update: Update, logp) -> float:
     """The greatest miss of an implied gap, in units of its signal."""
     items = fit.items(plays, update)
-    signal, h = items.columns["signal"], fit._gap(logp[items.index], items.columns)
+    signal, h = (
+        items.columns["signal"],
+        fit._gap(logp[items.index], items.columns, items.regularizer),
+    )
     h = 1 / (1 + np.exp(-h)) if fit.name == "logistic" else h
     return np.abs(h - signal).max()
 
@@ -169,7 +172,7 @@ def test_the_step_is_what_pairs_are_fitted_to(seed, n, name, spec, eta, tau):
     plays = Plays.exact(payoff, logp, ref, logp_previous=previous, **known)
     update = rule(plays)
     target = step(update, plays)
-    assume(np.isfinite(target).all())  # what has left the simplex's interior is no minimiser
+    assume(np.isfinite(target).all())  # what has left the simplex's interior is no minimizer
     # The roots' errors of some 1e-15, steepened by φ′ ≤ e^20 at worst and by ρ below 100.
     steep = (
         1.0
@@ -197,7 +200,7 @@ def test_preferences_lead_logistic_pairs_to_the_step_of_dpo(seed, n, spec, name)
     fit = get_fit("logistic", signal="preference")
     items = fit.items(plays, rule(plays))
     missing = items.columns["signal"] - 1 / (
-        1 + np.exp(-fit._gap(target[items.index], items.columns))
+        1 + np.exp(-fit._gap(target[items.index], items.columns, items.regularizer))
     )
     i, j = items.index.T
     total = np.bincount(i, items.weight * missing, n) - np.bincount(j, items.weight * missing, n)
@@ -220,8 +223,8 @@ TO_THE_STEP_BY_PAIRS = [
 def test_training_on_pairs_ends_at_the_step(fit, options, name, regularizer):
     rule = rule_of(name, regularizer=regularizer)
     target = step(rule(exact()), exact())
-    start = normalise(0.8 * target + 0.2 * PI)
-    found = minimiser(expected_loss(get_fit(fit, **options), rule, exact()), start)
+    start = normalize(0.8 * target + 0.2 * PI)
+    found = minimizer(expected_loss(get_fit(fit, **options), rule, exact()), start)
     # Newton stops where the gradient is rounding; curvatures are above 0.01.
     assert found == pytest.approx(target, abs=1e-10)
 
@@ -230,7 +233,7 @@ def test_training_on_pairs_ends_at_the_step(fit, options, name, regularizer):
 def test_regression_on_the_log_partition_is_the_tabular_step(name):
     """SPPO's exact target (RSPO Eq. 3)."""
     rule = replace(rule_of(name), baseline=log_partition)
-    found = minimiser(expected_loss(get_fit("regression"), rule, exact()), PI)
+    found = minimizer(expected_loss(get_fit("regression"), rule, exact()), PI)
     assert found == pytest.approx(step(rule(exact()), exact()), abs=1e-11)
 
 
@@ -244,7 +247,7 @@ def expected_direction(plays, direction, anchor, eta):
 REGRESSIONS = [
     # Printed with B = ½: E_{π_t} G = ½ for preferences against π_t, and the rest is second order.
     ("mwu", None, "importance", {}, MU, PI, 3),
-    # A drift, or a square, that is not centred leaves a constant of first order in the target ...
+    # A drift, or a square, that is not centered leaves a constant of first order in the target ...
     ("omd", "reverse_kl", "importance", {}, MU, PI, 2),
     ("gmmd", "reverse_kl", "published", {}, MU, PI, 2),
     # ... unless π_t = μ, or it is in the baseline.
@@ -266,7 +269,7 @@ def test_regression_is_the_step_to_some_order(
     plays, etas, error = exact(pi, mu), [0.08, 0.04, 0.02, 0.01], []
     for eta in etas:
         rule = replace(rule_of(name, eta, regularizer), **changes)
-        found = minimiser(
+        found = minimizer(
             expected_loss(get_fit("regression", estimator=estimator), rule, plays), pi
         )
         error.append(np.abs(found - step(rule(plays), plays)).max())
@@ -291,13 +294,13 @@ def test_regression_is_the_step_to_some_order(
     ],
 )
 def test_gradients_point_where_the_rule_does(name, regularizer, estimator):
-    """−2η π∘(G − τ∂R(π_t, μ)), centred; Nash-MD's anchor pulls besides."""
+    """−2η π∘(G − τ∂R(π_t, μ)), centered; Nash-MD's anchor pulls besides."""
     rule = rule_of(name, regularizer=regularizer)
     update = rule(exact())
     pull = update.direction + (update.anchor - PI) / update.eta
     if update.regularizer is not None:
         pull = pull - TAU * update.regularizer.gradient(PI, MU)
-    expected = -2 * update.eta * centred(pull)
+    expected = -2 * update.eta * centered(pull)
     for name, size in [("regression", 1), ("policy_gradient", 0.5)]:
         loss = expected_loss(get_fit(name, estimator=estimator), rule, exact())
         assert gradient(loss, PI) == pytest.approx(size * expected, abs=1e-12)
@@ -312,7 +315,7 @@ def test_the_proximal_gradient_points_along_the_step(regularizer):
     rule = rule_of("gmmd", regularizer=regularizer)
     moved = step(rule(exact()), exact()) - PI
     loss = expected_loss(get_fit("proximal"), rule, exact())
-    assert gradient(loss, PI) == pytest.approx(-2 * centred(moved), abs=1e-12)
+    assert gradient(loss, PI) == pytest.approx(-2 * centered(moved), abs=1e-12)
 
 
 RHO = ["reverse_kl", "entropy", "chi2", "2*js", "0.1*forward_kl+hellinger"]
@@ -329,14 +332,14 @@ def test_pairs_point_along_the_step_by_the_slope_of_the_reward(name, regularizer
     v = v - np.exp(PI) @ v
     scale = 1 / (beta + TAU * sum(r.parts.values()))
     loss = expected_loss(get_fit("pairwise"), rule, exact())
-    assert gradient(loss, PI) == pytest.approx(-4 * scale**2 * centred(rho * v), abs=1e-12)
+    assert gradient(loss, PI) == pytest.approx(-4 * scale**2 * centered(rho * v), abs=1e-12)
 
     label = 1 / (1 + np.exp(-(update.direction[:, None] - update.direction)))
     implied = TAU * r.gradient(PI, MU)
     h = implied[:, None] - implied
     missing = (label - 1 / (1 + np.exp(-h))) @ np.exp(PI)
     loss = expected_loss(get_fit("logistic"), rule, exact())
-    assert gradient(loss, PI) == pytest.approx(-2 * centred(rho * missing), abs=1e-12)
+    assert gradient(loss, PI) == pytest.approx(-2 * centered(rho * missing), abs=1e-12)
 
 
 @pytest.mark.parametrize("regularizer", SPECS)
@@ -349,7 +352,7 @@ def test_no_slope_is_lost_at_the_reference(regularizer):
     v = g - TAU * r.gradient(MU, MU)
     rho = TAU * r.slope_derivative(np.zeros(N))
     loss = expected_loss(get_fit("pairwise"), rule, plays)
-    expected = -4 * scale**2 * centred(rho * (v - np.exp(MU) @ v), MU)
+    expected = -4 * scale**2 * centered(rho * (v - np.exp(MU) @ v), MU)
     assert gradient(loss, MU) == pytest.approx(expected, abs=1e-12)
 
 
@@ -434,13 +437,13 @@ def proposed(proposal=DATA, **known) -> Plays:
         ("regression", "mwu"),
     ],
 )
-def test_whatever_samples_are_drawn_from_the_minimiser_is_the_step(fit, name):
+def test_whatever_samples_are_drawn_from_the_minimizer_is_the_step(fit, name):
     rule = rule_of(name)
     if fit == "regression":
         rule = replace(rule, baseline=log_partition)
     plays = proposed()
     assert get_fit(fit).items(plays, rule(plays)).weight.std() == 0
-    found = minimiser(expected_loss(get_fit(fit), rule, plays), PI)
+    found = minimizer(expected_loss(get_fit(fit), rule, plays), PI)
     assert found == pytest.approx(step(rule(exact()), exact()), abs=1e-11)
 
 
@@ -494,8 +497,8 @@ def test_the_logistic_fit_is_unbiased_on_independent_answers(name, data, opponen
 
 
 BIASED = [
-    ("regression", replace(rule_of("mwu"), baseline=log_partition)),  # a batch-normalised target
-    ("regression", rule_of("nash_md")),  # a self-normalised mixture of opponents
+    ("regression", replace(rule_of("mwu"), baseline=log_partition)),  # a batch-normalized target
+    ("regression", rule_of("nash_md")),  # a self-normalized mixture of opponents
     ("proximal", rule_of("gmmd", regularizer="chi2")),
     ("logistic", rule_of("mwu", 4.0)),  # σ of an uncertain gap
 ]
@@ -539,7 +542,7 @@ def test_best_and_worst_is_the_published_loss():
     for ends in (wins.argmax(-1), wins.argmin(-1)):
         chosen = y[np.arange(2), ends]
         square = (THETA - PI)[chosen] - rule.eta * (wins[np.arange(2), ends] - 0.5)
-        lam = fit.coefficients(rule.regularizer, rule.eta, rule.tau)["reverse_kl"]
+        lam = fit.coefficients(rule.regularizer, rule.eta, rule.tau).parts["reverse_kl"]
         expected += 0.5 * square**2 + lam / 2 * (THETA - MU)[chosen] ** 2
     assert fit(plays, rule(plays), THETA[y]) == pytest.approx(expected, abs=1e-14)
 
@@ -575,7 +578,7 @@ def test_the_temperature_that_is_printed_is_the_one_aimed_at(
     slope = gradient(expected_loss(fit, rule, plays, y, probability), rest)
     assert slope == pytest.approx(0, abs=1e-11)  # the equilibrium is known to 1e-12 or so
     scale = lines[0].effective / lines[0].tau
-    assert scale == pytest.approx(k / (k - 1) if diagonal == "include" and not fit.centred else 1)
+    assert scale == pytest.approx(k / (k - 1) if diagonal == "include" and not fit.centered else 1)
 
 
 @pytest.mark.parametrize("k", [2, 3, 5])
@@ -596,7 +599,7 @@ def test_lam_and_tau_name_the_same_game():
     fit = get_fit("regression", estimator="published")
     regularizer, tau = fit.game(parse("0.1*forward_kl+0.5*reverse_kl"), lam=1.0, eta=5.0)
     assert (regularizer, tau) == (parse("0.1*forward_kl+1*reverse_kl"), 0.1)
-    assert fit.coefficients(regularizer, 5.0, tau) == pytest.approx(
+    assert fit.coefficients(regularizer, 5.0, tau).parts == pytest.approx(
         {"forward_kl": 0.1, "reverse_kl": 0.5}
     )
     rule = get_rule("gmmd", eta=5.0, tau=tau, regularizer=regularizer)
@@ -622,19 +625,19 @@ def test_lam_and_tau_name_the_same_game():
         pairs = get_fit(options.pop("fit"), **options)
         assert (pairs.temperatures(rule, 5.0)[0].effective is not None) == exactly
         assert (pairs.temperatures(rule, 5.0, samples=5)[0].effective is not None) == sampled
-    normalised = replace(rule, baseline=log_partition)  # centres G on the batch
-    assert fit.temperatures(normalised, 5.0, samples=5)[0].effective is None
-    assert get_fit("proximal").temperatures(normalised, 5.0, samples=5)[0].effective is not None
+    normalized = replace(rule, baseline=log_partition)  # centers G on the batch
+    assert fit.temperatures(normalized, 5.0, samples=5)[0].effective is None
+    assert get_fit("proximal").temperatures(normalized, 5.0, samples=5)[0].effective is not None
 
 
 def test_direct_forward_kl_leaves_its_term_to_the_rows_from_the_reference():
     rule = rule_of("gmmd", regularizer="forward_kl+reverse_kl")
     fit = get_fit("regression", estimator="published", direct_forward_kl=True)
-    columns = fit.items(exact(), rule(exact())).columns
-    assert [name for name in columns if name.startswith("lam:")] == ["lam:reverse_kl"]
-    assert fit.coefficients(rule.regularizer, 0.5, TAU)["forward_kl"] == pytest.approx(
-        2 * 0.5 * TAU
-    )
+    update = rule(exact())
+    assert list(fit.items(exact(), update).regularizer.parts) == ["reverse_kl"]
+    assert fit.reference_coefficient(update) == pytest.approx(2 * 0.5 * TAU)
+    assert replace(fit, direct_forward_kl=False).reference_coefficient(update) is None
+    assert fit.reference_coefficient(rule_of("gmmd", regularizer="chi2")(exact())) is None
 
 
 # INPO.
@@ -799,14 +802,18 @@ def test_a_loss_does_not_ask_which_rows_stand_beside_each_other(fit, options, na
     items = fit.items(plays, rule(plays))
     actions = np.take_along_axis(y[..., None], items.index.reshape(3, -1)[..., None], axis=1)
     logp_items = THETA[actions.reshape(items.index.shape)]
-    whole = fit.loss(logp_items, items.columns)
+    whole = fit.loss(logp_items, items.columns, items.regularizer)
     assert fit(plays, rule(plays), THETA[y]) == pytest.approx((items.weight * whole).sum(-1))
 
     rows = logp_items.reshape(-1, logp_items.shape[-1])
     columns = {name: values.reshape(-1) for name, values in items.columns.items()}
     shuffled = np.random.default_rng(0).permutation(len(rows))
     for batch in np.array_split(shuffled, 4):
-        part = fit.loss(rows[batch], {name: values[batch] for name, values in columns.items()})
+        part = fit.loss(
+            rows[batch],
+            {name: values[batch] for name, values in columns.items()},
+            items.regularizer,
+        )
         assert np.array_equal(part, whole.reshape(-1)[batch])
 
 
@@ -879,7 +886,7 @@ def test_what_a_fit_cannot_do_is_refused():
         (get_fit("pairwise", signal="preference"), rule_of("dpo"), "the win rates of"),
         (get_fit("logistic", signal="preference"), rule_of("mwu"), "the Bradley-Terry scores of"),
         (get_fit("pairwise", signal="preference"), rule_of("mnpo"), "signal=win_rate"),
-        (get_fit("logistic", length_normalized=True), rule_of("spin"), "of lengths here"),
+        (get_fit("logistic", length_normalized=True), rule_of("spin"), "are not known here"),
         (get_fit("regression"), replace(rule_of("mwu"), eta=np.inf), "best responses"),
         (get_fit("regression", estimator="published"), rule_of("gmmd", regularizer="js"), "js"),
     ]:

@@ -47,7 +47,7 @@ def test_self_play_is_two_players_who_play_the_same(seed, n, regularizer, tau):
 
 
 @given(seeds, sizes)
-def test_without_a_regulariser_it_is_twice_the_best_win_rate_over_a_half(seed, n):
+def test_without_a_regularizer_it_is_twice_the_best_win_rate_over_a_half(seed, n):
     game, x = random_game(seed, n), random_policy(seed, n)
     rates = game.payoff @ np.exp(x)
     assert duality_gap(game, x) == pytest.approx(2 * (rates.max() - 0.5), abs=1e-15)

@@ -30,7 +30,7 @@ from llm.sampling.gflownet import (
 )
 from llm.sampling.token_mixture import token_mixture_log_probs
 from llm.sampling.transformers_engine import generate, uniforms
-from solvers.arrays import normalise
+from solvers.arrays import normalize
 from tests.tiny_models import save_causal_lm, symbol_tokenizer
 
 PROMPTS = [[0, 2], [0, 3, 2, 4, 3, 3]]
@@ -75,7 +75,7 @@ def law(policy: Policy, prompt: list[int], adapter: bool = True) -> np.ndarray:
 
 def mixture(policy: Policy, prompt: list[int]) -> np.ndarray:
     own, reference = (law(policy, prompt, adapter) for adapter in (True, False))
-    return normalise((1 - SHARE) * own + SHARE * reference)
+    return normalize((1 - SHARE) * own + SHARE * reference)
 
 
 def train(policy: Policy, directory: Path, seed=SEED, on_steps=lambda more: None, **settings):
@@ -108,7 +108,7 @@ class Table:
     def random(cls, rng: np.random.Generator, stops: tuple[int, ...]) -> Table:
         prefixes = [p for n in range(LENGTH) for p in product(SYMBOLS, repeat=n)]
         size = len(SYMBOLS) + len(stops)
-        return cls({p: normalise(2 * rng.standard_normal(size)) for p in prefixes}, stops)
+        return cls({p: normalize(2 * rng.standard_normal(size)) for p in prefixes}, stops)
 
     @classmethod
     def proportional_to(cls, log_reward, stops: tuple[int, ...]) -> Table:
@@ -124,7 +124,7 @@ class Table:
             return np.array([flow((*prefix, symbol)) for symbol in SYMBOLS] + ended)
 
         prefixes = [p for n in range(LENGTH) for p in product(SYMBOLS, repeat=n)]
-        return cls({p: normalise(outgoing(p)) for p in prefixes}, stops)
+        return cls({p: normalize(outgoing(p)) for p in prefixes}, stops)
 
     def log_prob(self, response: tuple) -> float:
         return sum(self.conditionals[response[:k]][token] for k, token in enumerate(response))
@@ -172,11 +172,11 @@ def test_the_loss_is_zero_for_the_exact_sampler_and_for_no_other(stops: tuple[in
     assert losses(own, own, reference, responses).mean() > 0.1
     # A single conditional that is not right shows.
     wrong = dict(exact.conditionals)
-    wrong[(0, 1)] = normalise(wrong[(0, 1)] + np.eye(len(SYMBOLS) + len(stops))[0])
+    wrong[(0, 1)] = normalize(wrong[(0, 1)] + np.eye(len(SYMBOLS) + len(stops))[0])
     assert losses(Table(wrong, stops), own, reference, responses).max() > 1e-3
     # And the token-level mixture is not the exact sampler.
     mixed = {
-        p: normalise((1 - SHARE) * own.conditionals[p] + SHARE * reference.conditionals[p])
+        p: normalize((1 - SHARE) * own.conditionals[p] + SHARE * reference.conditionals[p])
         for p in own.conditionals
     }
     assert losses(Table(mixed, stops), own, reference, responses).max() > 1e-3

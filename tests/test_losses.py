@@ -191,7 +191,7 @@ def policy_gradient(plays: Plays, rule) -> np.ndarray:
     items = fit.items(plays, update)
     rows = (torch.log_softmax(at, -1) if exact else at)[torch.tensor(items.index)]
     columns = {name: torch.tensor(column) for name, column in items.columns.items()}
-    loss = (torch.tensor(items.weight) * fit.loss(rows, columns)).sum()
+    loss = (torch.tensor(items.weight) * fit.loss(rows, columns, items.regularizer)).sum()
     return torch.autograd.grad(loss, at)[0].numpy()
 
 
@@ -311,11 +311,11 @@ class Prompt:
         self.mode = mode
         for name, values in BATCH.items():
             setattr(self, name, values[b])
-        self.factor = K / (K - 1) if mode == "exclude" else 1.0  # of what is centred on the batch
+        self.factor = K / (K - 1) if mode == "exclude" else 1.0  # of what is centered on the batch
         self.drawn = self.current if mode == "exact" else [1 / K] * K
 
     def weights(self, density: list[float]) -> list[float]:
-        """What stands for a policy: itself, or self-normalised importance weights."""
+        """What stands for a policy: itself, or self-normalized importance weights."""
         if self.mode != "exact":
             density = [d / q for d, q in zip(density, self.current, strict=True)]
         return [d / sum(density) for d in density]
@@ -329,7 +329,7 @@ class Prompt:
         return [sum(weights[j] * self.payoff[i][j] for j in range(K)) for i in range(K)]
 
     def mixture(self, share: float, of: list[float]) -> list[float]:
-        """∝ of^(1−share) μ^share; normalised where all actions are there."""
+        """∝ of^(1−share) μ^share; normalized where all actions are there."""
         mixed = [p ** (1 - share) * q**share for p, q in zip(of, self.ref, strict=True)]
         return [m / sum(mixed) for m in mixed] if self.mode == "exact" else mixed
 

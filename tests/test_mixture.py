@@ -17,7 +17,7 @@ from llm.policy.log_probs import PromptResponse
 from llm.policy.model import Policy
 from llm.sampling.token_mixture import sample_token_mixture, token_mixture_log_probs
 from llm.sampling.transformers_engine import sample
-from solvers.arrays import normalise
+from solvers.arrays import normalize
 from solvers.plays import Measure
 from tests.enumeration import draws, order
 from tests.tiny_models import byte_tokenizer, save_causal_lm, symbol_tokenizer
@@ -256,7 +256,7 @@ def test_weighted_samples_have_a_bias_of_one_over_k(enumerable: Policy, by: str)
     proposal = own if by == "policy" else tokens
     ks = [64, 128, 256, 512]
     bias = [
-        total_variation(np.log(weighted_draw(proposal, target, k)), normalise(target)) for k in ks
+        total_variation(np.log(weighted_draw(proposal, target, k)), normalize(target)) for k in ks
     ]
     # The next order, 1/K², is a hundredth of it there.
     assert order(ks, bias) == pytest.approx(-1, abs=0.05)
@@ -265,7 +265,7 @@ def test_weighted_samples_have_a_bias_of_one_over_k(enumerable: Policy, by: str)
 def test_weighted_samples_have_an_error_of_one_over_the_root_of_k(enumerable: Policy) -> None:
     own, reference = laws(enumerable, PROMPTS[0])
     target = (1 - SHARE) * own + SHARE * reference
-    true = np.exp(normalise(target))
+    true = np.exp(normalize(target))
     finished = np.array([response[-1] == EOS for response in all_responses()], dtype=float)
     rng = np.random.default_rng(0)
     ks = [16, 64, 256, 1024]
@@ -282,7 +282,7 @@ def test_weighted_samples_have_an_error_of_one_over_the_root_of_k(enumerable: Po
 def test_mixing_token_by_token_has_a_bias_that_stays(enumerable: Policy) -> None:
     for prompt in PROMPTS:
         own, reference = laws(enumerable, prompt)
-        true = normalise((1 - SHARE) * own + SHARE * reference)
+        true = normalize((1 - SHARE) * own + SHARE * reference)
         law = token_law(enumerable, prompt, SHARE)
         assert total_variation(law, true) > 0.01
         # Nearer than either of the two policies, in nats from the mixture.
@@ -296,7 +296,7 @@ def test_without_prefixes_the_two_mixtures_are_one(enumerable: Policy) -> None:
         for on in (True, False)
     )
     law = token_mixture_log_probs(enumerable, listed, SHARE, batch_size=5).double().numpy()
-    assert law == pytest.approx(normalise((1 - SHARE) * own + SHARE * reference), rel=1e-12)
+    assert law == pytest.approx(normalize((1 - SHARE) * own + SHARE * reference), rel=1e-12)
 
 
 def test_the_benchmark_at_toy_size(

@@ -41,7 +41,7 @@ def test_a_mixture_on_exact_plays_is_the_policy_itself():
     assert plays.other.weights_of(plays.other.mixture(0.3)) == pytest.approx(mixture, abs=1e-14)
 
 
-def test_self_normalised_importance_weights_are_biased_at_one_over_k():
+def test_self_normalized_importance_weights_are_biased_at_one_over_k():
     exact = Plays.exact(GAME.payoff, PI, MU)
     target = exact.against(exact.other.weights_of(exact.other.mixture(0.5)))
     sizes, bias = [8, 16, 32, 64], []
@@ -91,7 +91,7 @@ def test_a_step_on_samples_aims_at_the_temperature_asked_for(name, regularizer, 
 
 @pytest.mark.parametrize("k", [2, 3, 5])
 def test_the_fixed_point_in_expectation_is_that_of_tau(k):
-    """And not that of (K − 1)/K τ, at which a step aims that centres R but not the payoffs."""
+    """And not that of (K − 1)/K τ, at which a step aims that centers R but not the payoffs."""
     rule = replace(balanced("gmmd", "reverse_kl", 0.3), eta=1e-3)
     aim = equilibrium(GAME.payoff, MU, "reverse_kl", 0.3)
     other = equilibrium(GAME.payoff, MU, "reverse_kl", 0.3 * (k - 1) / k)

@@ -1,4 +1,4 @@
-"""Pictures show what was run: the right curves, the same colours, nothing hidden or lost."""
+"""Pictures show what was run: the right curves, the same colors, nothing hidden or lost."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_every_rule_has_its_own_look():
     assert RULES.keys() <= style.RULES.keys()
     looks = [*style.RULES.values(), *style.OTHERS]
     assert len(set(looks)) == len(looks)
-    assert len({colour for colour, _ in looks}) == len(looks)
+    assert len({color for color, _ in looks}) == len(looks)
     assert style.of_rule("mmd") == {"color": "#56B4E9", "marker": "D"}
     assert style.of_rule("mine", 1) != style.of_rule("mine", 0)
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from games import DataGame, MatrixGame, zoo
 from solvers import Plays, Status, duality_gap, get_rule, parse, solve, step
-from solvers.arrays import normalise
+from solvers.arrays import normalize
 from solvers.equilibrium import equilibrium
-from solvers.plays import recalled
+from solvers.plays import memory_fields
 from solvers.rates import (
     lipschitz,
     modulus,
@@ -23,8 +23,9 @@ from solvers.rates import (
     predicted_rate,
     theory_step,
 )
-from solvers.rules import RULES, harmonic
+from solvers.rules import RULES
 from solvers.solve import kl_divergence, spin_target
+from solvers.theory import harmonic
 from tests.strategies import (
     divergences,
     games,
@@ -41,7 +42,7 @@ RPS = zoo.get("rps")
 
 
 @given(games_with_reference(), divergences, temperatures, st.floats(0.01, 2))
-def test_the_regularised_equilibrium_is_a_fixed_point(game_and_mu, regularizer, tau, eta):
+def test_the_regularized_equilibrium_is_a_fixed_point(game_and_mu, regularizer, tau, eta):
     """Of GMMD, optimistic or with a half step, and of smooth fictitious play; of OMD where π* has
     no zeros.
     """
@@ -70,7 +71,7 @@ def test_reverse_kl_fixed_points(game_and_mu, tau, share):
 
 
 @given(games(), st.floats(0.05, 5))
-def test_mwu_rests_at_the_unregularised_equilibrium(game, eta):
+def test_mwu_rests_at_the_unregularized_equilibrium(game, eta):
     star = equilibrium(game).logp
     plays = Plays.exact(game.payoff, star, np.full(game.n, -math.log(game.n)))
     # All played actions win the same to 1e-12, times η.
@@ -190,7 +191,7 @@ def test_last_iterates_reach_the_plain_equilibrium(name):
 
 @pytest.mark.parametrize("name", ["mpo", "comal"])
 def test_a_moving_magnet_reaches_the_plain_equilibrium(name):
-    """Where a magnet at rest leaves it at the regularised equilibrium."""
+    """Where a magnet at rest leaves it at the regularized equilibrium."""
     game, mu = zoo.get("biased_rps"), random_policy(0, 3)
     star = equilibrium(game).logp
     options = {"tau": 0.3, "reference": mu, "tol": 1e-7, "equilibrium": star}
@@ -230,7 +231,7 @@ def test_solve_remembers_what_the_rule_says(name):
             None if rule.needs_data else game.payoff,
             iterates[t],
             iterates[rule.magnet(t)],
-            **recalled(past),
+            **memory_fields(past),
             logp_previous=iterates[max(t - 1, 0)],
             logp_data=data,
         )
@@ -238,7 +239,7 @@ def test_solve_remembers_what_the_rule_says(name):
     assert run.history.logp == pytest.approx(np.array(iterates), abs=1e-12)
 
 
-def test_dpo_maximises_the_reward_of_a_bradley_terry_game():
+def test_dpo_maximizes_the_reward_of_a_bradley_terry_game():
     """In one step, whatever the divergence; with a moving reference on to the best action."""
     rewards, mu = np.random.default_rng(0).normal(size=5), random_policy(1, 5)
     game = zoo.bradley_terry(rewards)
@@ -326,7 +327,7 @@ def test_alpha_spin_is_stable_above_its_threshold(seed, n, alpha, memory, excess
     for beta, stable in ((threshold * (1 + excess), True), (threshold / (1 + excess), False)):
         rule = get_rule("alpha_spin", alpha=alpha, memory=memory, eta=1 / beta)
         target = spin_target(rule, data, base)
-        near = normalise(target + 1e-3 * np.random.default_rng(seed).normal(size=n))
+        near = normalize(target + 1e-3 * np.random.default_rng(seed).normal(size=n))
         # The slowest mode at 10 % from the threshold, 0.95 a step, falls by 1e-9 in 400.
         run = solve(DataGame(np.exp(data)), rule, start=near, reference=base, steps=400, tol=0)
         if stable:

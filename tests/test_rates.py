@@ -60,7 +60,7 @@ def test_the_largest_step_by_hand():
     # Forward KL with μ = (0.2, 0.3, 0.5) has m = 2√0.06; L = ½: τm/L² = 0.8√0.06 at τ = 0.1.
     rule = get_rule("gmmd", tau=0.1, regularizer="forward_kl")
     ref = np.log([0.2, 0.3, 0.5])
-    # The modulus comes from a minimiser that stops at 1e-9 in its argument.
+    # The modulus comes from a minimizer that stops at 1e-9 in its argument.
     assert largest_step(rule, zoo.rock_paper_scissors(), ref) == pytest.approx(
         0.8 * math.sqrt(0.06), rel=1e-9
     )
@@ -113,7 +113,7 @@ def test_measured_stays_below_predicted(case, regularizer, tau, seed):
 
 
 @given(st.integers(1, 10_000))
-def test_no_regret_step_minimises_its_bound(steps):
+def test_no_regret_step_minimizes_its_bound(steps):
     game = zoo.rock_paper_scissors()
     eta = no_regret_step(game, steps)
 
@@ -134,6 +134,6 @@ def test_a_schedule_or_number_is_left_as_it_is():
     assert with_step_size(rule, zoo.rock_paper_scissors(), UNIFORM, 10) is rule
 
 
-def test_modulus_of_unregularised_rules_is_zero():
+def test_modulus_of_unregularized_rules_is_zero():
     assert modulus(get_rule("mwu"), UNIFORM) == 0
     assert modulus(get_rule("gmmd", regularizer=parse("entropy")), UNIFORM) == 1

@@ -50,7 +50,7 @@ def test_zero_sum_games(spec):
     [random_game(6, 8), zoo.get("league"), zoo.get("blotto"), zoo.get("matching_pennies")],
     ids=["random", "league", "blotto", "matching_pennies"],
 )
-def test_unregularised_games(solver, game):
+def test_unregularized_games(solver, game):
     exact = equilibrium(game)
     agree(exact, solver(game), policy=1e-5 if exact.unique else 0)
 

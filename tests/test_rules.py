@@ -15,16 +15,16 @@ from scipy.optimize import root
 
 from games import InputError, zoo
 from solvers import RULES, Measure, Plays, get_rule, parse, step
-from solvers.arrays import normalise
+from solvers.arrays import normalize
 from solvers.bradley_terry import bradley_terry_scores
 from solvers.rules import (
-    harmonic,
     log_partition,
     mean,
     mixture_anchor,
     mixture_opponent,
     tau_from_lam,
 )
+from solvers.theory import harmonic
 from tests.strategies import (
     divergences,
     games,
@@ -178,9 +178,9 @@ def test_steps_are_permutation_equivariant(game_and_mu, seed, name, regularizer)
 
 @given(seeds, sizes, st.floats(0.1, 5), st.floats(0.1, 1))
 def test_alpha_spin_rests_where_it_says(seed, n, beta, alpha):
-    """∝ base^(1−α) data^(1/β), exponents normalised."""
+    """∝ base^(1−α) data^(1/β), exponents normalized."""
     base, data = random_policy(seed, n), random_policy(seed + 1, n)
-    rest = normalise(((1 - alpha) * base + data / beta) / (1 - alpha + 1 / beta))
+    rest = normalize(((1 - alpha) * base + data / beta) / (1 - alpha + 1 / beta))
     plays = Plays.exact(None, rest, base, logp_average=rest, logp_data=data)
     rule = get_rule("alpha_spin", alpha=alpha, eta=1 / beta)
     assert step(rule(plays), plays) == pytest.approx(rest, abs=1e-12)  # logs down to −20, times 1/β
@@ -251,8 +251,8 @@ def test_bradley_terry_scores_are_the_rewards(seed, n):
     rewards, weights = rng.normal(size=(3, n)), rng.dirichlet(np.ones(n), size=3)
     preference = 1 / (1 + np.exp(rewards[..., None, :] - rewards[..., :, None]))
     scores = bradley_terry_scores(preference, weights)
-    centred = rewards - (weights * rewards).sum(-1, keepdims=True)
-    assert scores == pytest.approx(centred, abs=1e-12)
+    centered = rewards - (weights * rewards).sum(-1, keepdims=True)
+    assert scores == pytest.approx(centered, abs=1e-12)
 
 
 @given(games(), seeds)
@@ -348,8 +348,8 @@ PLAIN = Plays.exact(P, PI, MU)
         (lambda: get_rule("gmmd", eta=math.nan), "eta must be a positive number"),
         (lambda: get_rule("gmmd", eta="fast"), "or 'theory', not 'fast'"),
         (lambda: get_rule("gmmd", tau=-1), "tau must be a positive number"),
-        (lambda: get_rule("mwu", tau=0.1), "unregularised"),
-        (lambda: get_rule("mwu", regularizer="chi2"), "unregularised"),
+        (lambda: get_rule("mwu", tau=0.1), "unregularized"),
+        (lambda: get_rule("mwu", regularizer="chi2"), "unregularized"),
         (lambda: get_rule("mmd", regularizer="chi2"), "knows only reverse_kl"),
         (lambda: get_rule("fictitious_play", eta=0.1), "leave out eta"),
         (lambda: get_rule("alpha_spin", alpha=1.5), "between 0 and 1"),
@@ -364,8 +364,8 @@ PLAIN = Plays.exact(P, PI, MU)
         (lambda: get_rule("alpha_spin", memory="two"), "memory = two must be 1, 2, … or inf"),
         (lambda: get_rule("mpo", magnet_every="two"), "magnet_every = two must be 1, 2, …"),
         (lambda: get_rule("mpo", magnet_every=math.inf), "magnet_every = inf must be 1, 2, …"),
-        (lambda: get_rule("mnpo", eta=1.0)(PLAIN), "looks at 'average'"),
-        (lambda: replace(RULES["optimistic_mwu"], eta=1.0)(PLAIN), "name it in its `needs`"),
+        (lambda: get_rule("mnpo", eta=1.0)(PLAIN), "requires 'average'"),
+        (lambda: replace(RULES["optimistic_mwu"], eta=1.0)(PLAIN), "declare it in `needs`"),
         (lambda: RULES["dpo"](Plays.exact(2 * P, PI, MU)), "payoffs between 0 and 1"),
         (lambda: RULES["dpo"](Plays(P, PLAIN.own, PLAYS.own)), "a policy plays itself by"),
         (lambda: get_rule("no.such.module:rule"), "cannot be imported"),
@@ -390,8 +390,13 @@ def test_bad_settings(call, hint):
 def test_which_rules_mix_with_the_reference():
     mixing = {name for name, rule in RULES.items() if rule.mixes}
     assert mixing == {"nash_md", "mnpo", "ipo_md", "spin", "alpha_spin"}
-    assert replace(RULES["gmmd"], opponent=mixture_opponent).mixes
-    assert replace(RULES["mwu"], anchor=mixture_anchor).mixes
+    quarter = {"mixture_share": lambda eta, tau: 0.25}
+    for rule in (
+        replace(RULES["gmmd"], opponent=mixture_opponent, **quarter),
+        replace(RULES["mwu"], anchor=mixture_anchor, **quarter),
+    ):
+        assert rule.mixes
+        assert rule.share(1.0) == 0.25
 
 
 def test_aliases_and_own_rules():

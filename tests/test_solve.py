@@ -120,7 +120,7 @@ def test_skew_games_are_in_their_own_units():
 
 @pytest.mark.parametrize("name", ["mmd", "omd", "gmmd"])
 def test_saddle_point(name):
-    """The same rules on ℝ × ℝ rest at the regularised saddle, found by a linear solve."""
+    """The same rules on ℝ × ℝ rest at the regularized saddle, found by a linear solve."""
     game, mu = SaddlePointGame(alpha=1.0), np.array([0.2, -0.4])
     z = saddle.equilibrium(game, 0.5, mu)
     solution = solve(game, name, tau=0.5, eta=0.1, steps=1000, tol=0, reference=mu, equilibrium=z)
@@ -134,11 +134,11 @@ def test_saddle_gap_is_what_the_players_can_gain():
     game, tau, mu = SaddlePointGame(alpha=2.0), 0.3, np.array([0.2, -0.4])
     z, grid = np.array([0.7, 0.4]), np.linspace(-4, 4, 400_001)[:, None]
 
-    def regularised(x, y):
+    def regularized(x, y):
         return game.f(x, y) + tau / 2 * ((x - mu[0]) ** 2 - (y - mu[1]) ** 2)[..., 0]
 
-    best_y = regularised(z[:1], grid).max()
-    best_x = regularised(grid, z[1:]).min()
+    best_y = regularized(z[:1], grid).max()
+    best_x = regularized(grid, z[1:]).min()
     # A grid of spacing 2e-5 misses a parabola's top by (2e-5)².
     assert saddle.duality_gap(game, z, tau, mu) == pytest.approx(best_y - best_x, abs=1e-9)
 

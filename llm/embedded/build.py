@@ -33,7 +33,7 @@ from llm.policy.loading import seeded
 from llm.policy.log_probs import PromptResponse, collate, sequence_log_probs
 from llm.policy.model import Policy
 from llm.sampling.transformers_engine import sample
-from solvers.arrays import normalise
+from solvers.arrays import normalize
 from solvers.solve import kl_divergence
 
 CHAT_TEMPLATE = (
@@ -214,7 +214,7 @@ def build_game(directory: Path, *, seed: int = 0, steps: int = 300) -> float:
         PromptResponse(prompt, response) for prompt in prompt_ids for response in responses
     ]
     batch = collate(completions, tokenizer.pad_token_id)
-    target = torch.tensor(normalise(rng.normal(size=(len(game.PROMPTS), len(responses)))))
+    target = torch.tensor(normalize(rng.normal(size=(len(game.PROMPTS), len(responses)))))
     target = target.float()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
     loss = torch.tensor(float("nan"))
@@ -260,7 +260,7 @@ def build_game_answers(directory: Path, *, seed: int = 0) -> None:
     asked: Any = policy.tokenizer(list(game.PROMPTS))["input_ids"]
     every = [PromptResponse(prompt, response) for prompt in asked for response in game.responses()]
     scored = policy.log_probs(every, batch_size=len(every), adapter=False)
-    logp_model = normalise(scored.double().numpy().reshape(len(game.PROMPTS), -1))
+    logp_model = normalize(scored.double().numpy().reshape(len(game.PROMPTS), -1))
     rewards = game_rewards(np.array(game.responses()), rng)
     logp_data = np.stack([_tilted(*rows) for rows in zip(logp_model, rewards, strict=True)])
     save_file({"logp_data": logp_data}, directory / "answers.safetensors")
@@ -280,9 +280,9 @@ def _tilted(logp: np.ndarray, rewards: np.ndarray) -> np.ndarray:
     """(n,), (n,) -> (n,): log-probabilities ∝ π exp(s r), with s > 0 such that KL = DATA_KL."""
 
     def excess(scale: float) -> float:
-        return float(kl_divergence(normalise(logp + scale * rewards), logp)) - DATA_KL
+        return float(kl_divergence(normalize(logp + scale * rewards), logp)) - DATA_KL
 
-    return normalise(logp + brentq(excess, 0.0, 10.0, xtol=1e-12) * rewards)
+    return normalize(logp + brentq(excess, 0.0, 10.0, xtol=1e-12) * rewards)
 
 
 def even_draws(logp: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

@@ -27,6 +27,7 @@ from llm.config.schema import FittingConfig, GFlowNetConfig
 from llm.policy.log_probs import PromptResponse, collate, sequence_log_probs
 from llm.policy.model import Policy
 from llm.storage.chunks import World
+from solvers.divergences import Divergence
 from solvers.fits import Fit, Items, direct_forward_kl
 
 COMPLETE = "whole"  # file in a Trainer checkpoint, written last
@@ -105,14 +106,15 @@ def batch_loss(
     fit: Fit,
     temperature: float = 1.0,
     lam_from_base: float | None = None,
+    regularizer: Divergence | None = None,
 ) -> torch.Tensor:
-    """The mean of weight × loss over the rows of a batch."""
+    """The mean of weight × loss over the rows of a batch; `regularizer` is that of the items."""
     weight, columns = batch["weight"], batch["columns"]
     logp = sequence_log_probs(model, batch, temperature).view(len(weight), -1)
     if lam_from_base is None:
-        return (weight * fit.loss(logp, columns)).mean()
+        return (weight * fit.loss(logp, columns, regularizer)).mean()
     penalty = direct_forward_kl(logp[:, -1:], lam_from_base)
-    return (weight * fit.loss(logp[:, :-1], columns) + penalty).mean()
+    return (weight * fit.loss(logp[:, :-1], columns, regularizer) + penalty).mean()
 
 
 class FitTrainer(Trainer):
@@ -248,13 +250,14 @@ def fit_policy(
     ordered = InOrder.shuffled(rows, settings.batch_size, settings.epochs, seed)
     dtype = torch.promote_types(policy.model.dtype, torch.float32)
     lam = None if rows.from_base is None else rows.from_base[1]
+    regularizer = rows.items.regularizer
     trainer = FitTrainer(
         model=policy.model,
         args=training_arguments(settings, directory, world, seed[0], policy.device.type == "cpu"),
         train_dataset=ordered,
         data_collator=lambda batch: batch_of(batch, policy.pad_token_id, dtype),
         callbacks=[_Checkpoints(world, on_steps)],
-        loss=lambda model, batch: batch_loss(model, batch, fit, temperature, lam),
+        loss=lambda model, batch: batch_loss(model, batch, fit, temperature, lam, regularizer),
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last_complete_checkpoint(directory, world))

@@ -120,7 +120,7 @@ class Entry:
             "rule": rule.name,
             "fit": fit.name,
             "target": source.target or game,
-            "claims": rule.claims,
+            "claims": rule.converges,
             "reaches": source.is_consistent(fit),
             "eta": step_size(rule),
             "samples_per_prompt": self.config.samples_per_prompt,

@@ -31,7 +31,7 @@ from llm.storage.directory import RunDirectory
 from llm.storage.files import read_json, write_directory, write_text
 from solvers.fits import Items
 from solvers.plays import Plays
-from solvers.rules import Update
+from solvers.update import Update
 
 logger = logging.getLogger(__name__)
 
@@ -240,12 +240,9 @@ class Session:
         self, t: int, prompts: Sequence[Prompt], update: Update
     ) -> tuple[list[PromptResponse], float] | None:
         """A response of μ per prompt and its λ, where the fit estimates forward KL from those."""
-        if not getattr(self.parts.fit, "direct_forward_kl", False) or update.regularizer is None:
+        lam = self.parts.fit.reference_coefficient(update)
+        if lam is None:
             return None
-        coefficients = self.parts.fit.coefficients(update.regularizer, update.eta, update.tau)
-        if "forward_kl" not in coefficients:
-            return None
-        lam = coefficients["forward_kl"]
         number = t % len(self.parts.prompts.folds)
         fold = self.parts.prompts.folds[number]
         # Sampled once per fold, for all iterations that use the fold.

@@ -202,13 +202,15 @@ def target_lines(source: Source, fit: Fit) -> list[str]:
     config, rule, lines = source.config, source.rule, []
     if rule.magnet_every is not None:
         lines.append(f"μ moves to π_t every {rule.magnet_every} steps")
-    if rule.claims == "neither":
+    if rule.converges == "neither":
         lines.append(f"rule {rule.name} claims no equilibrium of the game")
     k = config.samples_per_prompt if source.cost.sampled else source.group_size
     temperatures = fit.temperatures(rule, rule.eta_at(0), k, config.diagonal)
     if not temperatures:
         return (
-            [*lines, f"aims at {target_description(rule)}"] if rule.claims != "neither" else lines
+            [*lines, f"aims at {target_description(rule)}"]
+            if rule.converges != "neither"
+            else lines
         )
     for term in temperatures:
         lam = "" if term.lam is None else f", λ = {term.lam:g} in the loss"

@@ -58,6 +58,7 @@ from llm.policy.model import Policy
 from llm.sampling.engine import Response
 from llm.sampling.transformers_engine import generate, sample, uniforms
 from llm.storage.chunks import World
+from solvers.arrays import log_mixture
 
 SAMPLER = "sampler"  # peft's name of the adapter that turns π_θ into q
 
@@ -337,7 +338,7 @@ def _log_reward(
     with policy.model.disable_adapter():
         reference, _ = _log_terminated(policy.model, batch, stop_ids, temperature)
     _act_as_sampler(policy)  # peft makes π_θ's adapter trainable again
-    return (1 - share) * own + share * reference
+    return log_mixture(own, reference, share)
 
 
 class _TellSteps(TrainerCallback):

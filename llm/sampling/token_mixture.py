@@ -22,6 +22,7 @@ from llm.policy.log_probs import LOGIT_CHUNK, PromptResponse, response_logits, t
 from llm.policy.model import Policy
 from llm.sampling.engine import Response
 from llm.sampling.transformers_engine import sample
+from solvers.arrays import log_mixture
 
 
 def sample_token_mixture(
@@ -94,7 +95,7 @@ def token_mixture_log_probs(
 def mix(own: torch.Tensor, reference: torch.Tensor, share: float) -> torch.Tensor:
     """Logits of π_θ and μ -> logits of the mixture, in float32 at least."""
     dtype = torch.promote_types(own.dtype, torch.float32)
-    return (1 - share) * own.to(dtype) + share * reference.to(dtype)
+    return log_mixture(own.to(dtype), reference.to(dtype), share)
 
 
 class MixWithReference(LogitsProcessor):

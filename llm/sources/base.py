@@ -15,7 +15,7 @@ from llm.policy.iterates import MEMORY, required_iterates
 from llm.sampling.responses import Responses
 from llm.sources.stages import Stages
 from solvers.fits import Fit
-from solvers.plays import Plays, recalled
+from solvers.plays import Plays, memory_fields
 from solvers.rules import UpdateRule
 
 
@@ -101,7 +101,7 @@ class Source(ABC):
 
     def is_consistent(self, fit: Fit) -> bool:
         """Whether the fit approaches the rule's step in expectation over these examples."""
-        return fit.reaches(sampled=True)
+        return fit.is_consistent(sampled=True)
 
     def required_iterates(self, t: int) -> list[int]:
         """The iterates under which iteration t needs log-probabilities of its responses."""
@@ -113,7 +113,7 @@ class Source(ABC):
         if "previous" in self.rule.needs:
             fields["logp_previous"] = logp[max(t - 1, 0)]
         if MEMORY & set(self.rule.needs):
-            fields |= recalled([logp[s] for s in self.rule.remembered(t)])
+            fields |= memory_fields([logp[s] for s in self.rule.remembered(t)])
         return fields
 
     def game(

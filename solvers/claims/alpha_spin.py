@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from ..arrays import Array, logsumexp, normalise
+from ..arrays import Array, logsumexp, normalize
 from ..fits import get_fit
 from ..plays import Measure, Plays
 from ..rules import UpdateRule
@@ -112,7 +112,7 @@ def dpo_minimizer(setting: Setting) -> Finding:
     for beta in (BETA, 0.5, 2.0):
         rule = spin_rule(setting, beta)
         here = plays(current, base, data, opponent)
-        formula = normalise(ALPHA * current + (1 - ALPHA) * base + (data - opponent) / beta)
+        formula = normalize(ALPHA * current + (1 - ALPHA) * base + (data - opponent) / beta)
         update = rule(here)
         excess = fit(here, update, other) - fit(here, update, formula)
         misses += [
@@ -212,7 +212,7 @@ def alpha_one(setting: Setting) -> Finding:
         logp = base
         for t in range(10):
             worst = max(worst, apart(mine[t], logp))
-            logp = normalise(logp + (data - logp) / beta)  # DPO with π_ref = opponent = π_(t−1)
+            logp = normalize(logp + (data - logp) / beta)  # DPO with π_ref = opponent = π_(t−1)
     return finding(
         printed=worst <= ROUNDING,
         evidence=f"{COUNT} random (data, base), h = 1, three β, ten iterations: largest "
@@ -227,9 +227,9 @@ def alpha_zero(setting: Setting) -> Finding:
     data, base = pair(setting)
     beta = 2.0
     points = iterates(spin_rule(setting, beta, 0.0), base, data, 100)
-    dpo = normalise(base + (data - base) / beta)
+    dpo = normalize(base + (data - base) / beta)
     misses = [float(np.abs(np.exp(logp) - np.exp(dpo)).sum(axis=-1).max()) for logp in points]
-    rests = normalise(beta / (1 + beta) * base + 1 / (1 + beta) * data)
+    rests = normalize(beta / (1 + beta) * base + 1 / (1 + beta) * data)
     end = apart(points[-1], rests)
     return finding(
         printed={
@@ -274,7 +274,7 @@ def returns(setting: Setting, beta: float, memory: int) -> bool:
     data, base = (logp[:20] for logp in pair(setting))
     rule = spin_rule(setting, beta, memory=memory)
     target = spin_target(rule, data, base)
-    near = normalise(target + 1e-4 * (base - data))
+    near = normalize(target + 1e-4 * (base - data))
     far = [largest(logp - target) for logp in iterates(rule, base, data, 400, near)[[0, -1]]]
     return far[1] < far[0]
 
@@ -405,9 +405,9 @@ def follows_the_leader(setting: Setting) -> Finding:
             known = points[1 : t + 1] if t and memory == math.inf else points[: t + 1][-1:]
             opponent = logsumexp(np.stack(list(known), axis=-1)) - math.log(len(known))
             rewards = alpha * rewards + data - opponent
-            response = normalise(base + (data - opponent) / beta)
+            response = normalize(base + (data - opponent) / beta)
             smooth = max(smooth, apart(np.exp(points[t + 1]), np.exp(response)))
-            leader = max(leader, apart(points[t + 1], normalise(base + rewards / beta)))
+            leader = max(leader, apart(points[t + 1], normalize(base + rewards / beta)))
         return smooth, leader
 
     smooth, leader = gaps(ALPHA, math.inf)
@@ -466,6 +466,6 @@ def total_variation(tables: list[Array], alpha: float) -> Array:
     for logp in tables:
         mixed = alpha * logp[0] + (1 - alpha) * logp[1]
         joint = np.expand_dims(joint, -1) + mixed
-        tokenwise = np.expand_dims(tokenwise, -1) + normalise(mixed)
-    true = normalise(np.reshape(joint, (count, -1)))
+        tokenwise = np.expand_dims(tokenwise, -1) + normalize(mixed)
+    true = normalize(np.reshape(joint, (count, -1)))
     return 0.5 * np.abs(np.exp(true) - np.exp(np.reshape(tokenwise, (count, -1)))).sum(axis=-1)

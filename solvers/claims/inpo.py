@@ -14,16 +14,17 @@ import numpy as np
 
 from games import PreferenceGame, SymmetricGame
 
-from ..arrays import Array, against, dot, normalise
+from ..arrays import Array, against, dot, normalize
 from ..divergences import reverse_kl
 from ..equilibrium import equilibrium
 from ..fits import get_fit
 from ..gap import duality_gap
 from ..plays import Plays
-from ..rules import Update, harmonic
 from ..solve import kl_divergence
 from ..steps import step
+from ..theory import harmonic
 from ..tournament import tournament_of
+from ..update import Update
 from .instances import TAUS, Instances, apart, dependence, differences, variance
 from .ledger import (
     ROUNDING,
@@ -59,7 +60,7 @@ class Pairs(Instances):
 
     def formula(self, opponent: Array | None = None) -> Array:
         """(..., n): log π_{t+1} of Eq. 5, or the same step against another opponent."""
-        return normalise(self.wins(opponent) / self.eta + self.magnet)
+        return normalize(self.wins(opponent) / self.eta + self.magnet)
 
     def update(self, setting: Setting, plays: Plays | None = None) -> Update:
         """The update of the rule `inpo` at π_t."""
@@ -322,7 +323,7 @@ def lemma_of_nash_md(setting: Setting) -> Finding:
     scale = 10.0 ** rng.uniform(-2, 1.5, size=(2000, 1))
     delta = scale * shape / np.abs(shape).max(axis=-1, keepdims=True)
     delta = delta - rng.uniform(size=(2000, 1)) * delta.min(axis=-1, keepdims=True)
-    after = normalise(before + delta)
+    after = normalize(before + delta)
     linear = kl_divergence(policies, before) + dot(np.exp(before) - np.exp(policies), delta)
     kl, square = kl_divergence(policies, after), np.abs(delta).max(axis=-1) ** 2
     fine, worst = within(kl, linear + 2 * square)
@@ -342,7 +343,7 @@ def one_step(setting: Setting) -> Finding:
     stars = {tau: replace(here, tau=tau).star for tau in TAUS}
     fine, shares, needed = [], [], []
     for tau, share, width in product(TAUS, (0.1, 0.3, 1.0, 3.0, 10.0, 1000.0), (0.1, 1.0)):
-        near = normalise(width * here.current + (1 - width) * here.ref)
+        near = normalize(width * here.current + (1 - width) * here.ref)
         at = replace(here, current=near, tau=tau, eta=share * tau)
         after = kl_divergence(stars[tau], step(at.update(setting), at.plays))
         shrunk = (1 - tau / at.eta) * kl_divergence(stars[tau], near)

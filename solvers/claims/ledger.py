@@ -29,7 +29,7 @@ import numpy as np
 
 from games import PreferenceGame, SymmetricGame
 
-from ..arrays import Array, normalise
+from ..arrays import Array, normalize
 from ..plays import Plays
 from ..rules import RULES, UpdateRule, get_rule
 from ..steps import step
@@ -164,7 +164,7 @@ def random_games(rng: np.random.Generator, count: int, n: int) -> PreferenceGame
 
 def random_policies(rng: np.random.Generator, shape: Sequence[int], spread=1.0) -> np.ndarray:
     """(..., n): log-probabilities whose logits are normal with standard deviation `spread`."""
-    return normalise(spread * rng.normal(size=shape))
+    return normalize(spread * rng.normal(size=shape))
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ import numpy as np
 
 from games import zoo
 
-from ..arrays import against, normalise
-from ..rules import harmonic
+from ..arrays import against, normalize
 from ..solve import kl_divergence
 from ..steps import step
+from ..theory import harmonic
 from .instances import TAUS, Instances
 from .ledger import (
     ROUNDING,
@@ -136,7 +136,7 @@ def by_hand(setting: Setting) -> str:
     rule = setting.rule("nash_md", tau=1.0, eta=1.0)
     moved, star = step(rule(at.plays), at.plays), at.star
     wins = at.wins(ref)
-    answer = normalise(ref + against(game.payoff, np.exp(moved)))
+    answer = normalize(ref + against(game.payoff, np.exp(moved)))
     return (
         "Rock–paper–scissors, μ = (½, ¼, ¼), η = τ = 1: then π^μ = μ for every π, and the fixed "
         "point "

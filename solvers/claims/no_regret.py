@@ -12,7 +12,7 @@ import numpy as np
 
 from games import SymmetricGame, zoo
 
-from ..arrays import against, normalise
+from ..arrays import against, normalize
 from ..divergences import reverse_kl
 from ..equilibrium import equilibrium
 from ..gap import duality_gap
@@ -233,5 +233,5 @@ def smooth_play_against_ftrl(setting: Setting, steps: int = 60) -> float:
         assert points is not None
         for t in range(1, steps + 1):
             total = against(games.payoff, np.exp(points[:t])).sum(axis=0)
-            worst = max(worst, apart(points[t], normalise(base + total / (tau * t))))
+            worst = max(worst, apart(points[t], normalize(base + total / (tau * t))))
     return worst

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 
-from ...arrays import Array, against, dot, normalise
+from ...arrays import Array, against, dot, normalize
 from ...divergences import parse
 from ...equilibrium import equilibrium
 from ...fits import get_fit
@@ -162,7 +162,7 @@ def relative_likelihood(setting: Setting) -> Finding:
     def descend(loss_slope) -> tuple[Array, Array]:
         theta, points = 0.0, []
         for _ in range(100):
-            logp = normalise(theta * features)
+            logp = normalize(theta * features)
             points.append(logp)
             scores = features - dot(np.exp(logp), features)
             theta -= rate * loss_slope(logp - np.log(1 / 3), scores)

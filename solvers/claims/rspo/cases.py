@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ...arrays import Array, against, normalise
+from ...arrays import Array, against, normalize
 from ..ledger import (
     Setting,
     largest,
@@ -48,7 +48,7 @@ class Case:
     def mixture(self) -> Array:
         """log π_t^μ, the geometric mixture of Nash-MD."""
         share = self.eta * self.tau
-        return normalise((1 - share) * self.current + share * self.ref)
+        return normalize((1 - share) * self.current + share * self.ref)
 
     def wins(self, opponent: Array) -> Array:
         """(..., n): P(y ≻ opponent)."""
@@ -120,7 +120,7 @@ def minimizer(current: Array, target: Array, regularizer=None, lam: float = 0.0,
 
     Newton's method in x = log π and a multiplier ν of Σ eˣ = 1.
     """
-    w, x = np.exp(current), normalise(target)
+    w, x = np.exp(current), normalize(target)
     nu = np.zeros((*x.shape[:-1], 1))
     for _ in range(60):
         p = np.exp(x)
@@ -138,4 +138,4 @@ def minimizer(current: Array, target: Array, regularizer=None, lam: float = 0.0,
         x, nu = x + np.clip(move, -1, 1), nu + dnu
         if largest(move) < 1e-14:
             break
-    return normalise(x)
+    return normalize(x)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...arrays import Array, normalise
+from ...arrays import Array, normalize
 from ...divergences import Divergence, parse
 from ..ledger import (
     Finding,
@@ -44,7 +44,7 @@ def least_ratio(regularizer: Divergence, mu: Array, rng: np.random.Generator) ->
         keep = np.argsort(best, axis=-1)[:, :20, None]
         kept = np.take_along_axis(logp, keep, axis=1)
         moved = np.repeat(kept, 4, axis=1)
-        moved = normalise(moved + scale * rng.normal(size=moved.shape))
+        moved = normalize(moved + scale * rng.normal(size=moved.shape))
         logp = np.concatenate([kept, moved], axis=1)
         best = lowest(logp)
     return best.min(axis=-1)

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from ...arrays import Array, dot, normalise
+from ...arrays import Array, dot, normalize
+from ...divergences import parse
 from ...estimators import estimate
 from ..ledger import (
     Chart,
@@ -153,7 +154,8 @@ def off_policy(setting: Setting, each: str) -> Finding:
     def importance(case: Case) -> Array:
         def loss(logp: Array) -> Array:
             return mean_of(
-                weights, estimate("importance", each, logp, case.ref, case.current, CLIP)
+                weights,
+                estimate("importance", parse(each).summands[0], logp, case.ref, case.current, CLIP),
             )
 
         return case.gradient(loss)
@@ -167,7 +169,7 @@ def off_policy(setting: Setting, each: str) -> Finding:
         unbiased.append(largest(importance(case) - true) / largest(true))
         square = case.fit(case.eta * (case.wins(case.current) - 0.5))
         descent = square + lam * FACTORS[each] * there
-        case = replace(case, theta=normalise(case.theta - rate * descent))
+        case = replace(case, theta=normalize(case.theta - rate * descent))
     return finding(
         printed=max(biases) <= 1e-12,
         corrected=biases[0] <= 1e-12 and max(unbiased) <= 1e-12,
@@ -214,7 +216,10 @@ def clipped(setting: Setting, each: str) -> Finding:
         true = true_gradient(case, each)
 
         def loss(logp: Array) -> Array:
-            return mean_of(np.exp(theta), estimate("published", each, logp, ref, theta, CLIP))
+            return mean_of(
+                np.exp(theta),
+                estimate("published", parse(each).summands[0], logp, ref, theta, CLIP),
+            )
 
         off = np.linalg.norm(case.gradient(loss) - true, axis=-1)
         return off / np.linalg.norm(true, axis=-1), (near - wide).max(axis=-1)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ...arrays import Array, dot, normalise
+from ...arrays import Array, dot, normalize
 from ...divergences import reverse_kl
 from ...equilibrium import equilibrium
 from ..ledger import (
@@ -142,7 +142,7 @@ def half_for_the_partition(setting: Setting) -> Finding:
     etas = 2.0 ** -np.arange(1.0, 7.0)
     constants, errors = [], []
     for eta in etas:
-        step = normalise(case.current + eta * wins)
+        step = normalize(case.current + eta * wins)
         log_z = np.log(mean_of(np.exp(case.current), np.exp(eta * wins)))
         constants.append(np.median(np.abs(log_z - eta / 2)))
         fitted = minimizer(case.current, case.current + eta * (wins - 0.5))

@@ -8,7 +8,7 @@ import numpy as np
 
 from games import zoo
 
-from ...arrays import Array, dot, normalise
+from ...arrays import Array, dot, normalize
 from ...divergences import parse
 from ...equilibrium import equilibrium
 from ...gap import duality_gap
@@ -93,7 +93,7 @@ def sppo_converges(setting: Setting) -> Finding:
 
 def _one_mwu_step() -> str:
     wins = zoo.rock_paper_scissors().payoff @ np.array([0.5, 0.3, 0.2])
-    new = normalise(np.log([0.5, 0.3, 0.2]) + wins)
+    new = normalize(np.log([0.5, 0.3, 0.2]) + wins)
     before = kl_divergence(np.full(3, -np.log(3)), np.log([0.5, 0.3, 0.2]))
     after = kl_divergence(np.full(3, -np.log(3)), new)
     return (
@@ -181,7 +181,7 @@ def table_5(setting: Setting, each: str) -> Finding:
         rule = setting.rule(name, eta=float(eta), **settings)
         plays = Plays.exact(case.payoff, case.current, case.ref)
         own, g = step(rule(plays), plays), direction(case)
-        off.append(largest(np.exp(normalise(case.current + eta * g)) - np.exp(own)))
+        off.append(largest(np.exp(normalize(case.current + eta * g)) - np.exp(own)))
         baseline = dot(np.exp(case.current), g)[..., None] if name == "omd" else 0.5
         fitted = minimizer(case.current, case.current + eta * (g - baseline))
         errors.append(np.median(np.abs(fitted - own).max(axis=-1)))
@@ -214,7 +214,7 @@ def mpo_follows_mwu(setting: Setting) -> Finding:
     mwu = trajectory(setting.rule("mwu", eta=0.5 / (1 + 0.5 * tau)), rps, start, start, 200)
     same = equal(each_step, mwu)
     mpo = magnets(400, 2.0)
-    implicit = normalise(mpo[:-1] + np.exp(mpo[1:]) @ rps.payoff.T / tau)
+    implicit = normalize(mpo[:-1] + np.exp(mpo[1:]) @ rps.payoff.T / tau)
     proximal = largest(implicit - mpo[1:])
     kl_mwu, kl_mpo = kl_divergence(uniform, mwu), kl_divergence(uniform, mpo)
     comes = bool(np.all(np.diff(kl_mpo) < 0) and kl_mpo[-1] < 1e-3)

@@ -9,7 +9,7 @@ import numpy as np
 
 from games import PreferenceGame, SkewGame, zoo
 
-from ...arrays import Array, normalise
+from ...arrays import Array, normalize
 from ...divergences import Divergence, parse
 from ...equilibrium import equilibrium
 from ...rates import lipschitz
@@ -165,14 +165,14 @@ class Pair:
     def kls(self, setting: Setting) -> np.ndarray:
         """(T,): KL(π*‖π_t) from a start 0.1 away in x."""
         game = SkewGame(np.array([[0, self.lead], [-self.lead, 0]]))
-        start = normalise(np.log(self.star) + np.array([0.1, 0.0]))
+        start = normalize(np.log(self.star) + np.array([0.1, 0.0]))
         rule = gmmd(setting, self.regularizer, self.step, self.step)
         return kl_divergence(np.log(self.star), trajectory(rule, game, start, np.log(self.mu), 40))
 
     @property
     def bound(self) -> np.ndarray:
         """(T,): the bound with m = 1."""
-        start = normalise(np.log(self.star) + np.array([0.1, 0.0]))
+        start = normalize(np.log(self.star) + np.array([0.1, 0.0]))
         return kl_divergence(np.log(self.star), start) / (1 + self.step**2) ** np.arange(41.0)
 
     def worked(self, kl: np.ndarray) -> str:
@@ -216,7 +216,7 @@ class Cycle:
     @property
     def start(self) -> Array:
         """π* perturbed within the cycle."""
-        return normalise(self.star + np.array([0.1, -0.1, 0.0, 0.0]))
+        return normalize(self.star + np.array([0.1, -0.1, 0.0, 0.0]))
 
     @property
     def curvature(self) -> float:
