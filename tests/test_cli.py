@@ -109,7 +109,7 @@ def test_solve_keeps_its_contract(answer):
     assert last["kl_to_equilibrium"] == record["kl_to_equilibrium"]
 
 
-def test_solve_of_an_unregularised_rule(answer):
+def test_solve_of_an_unregularized_rule(answer):
     record = answer("solve", "league", "--rule", "mwu", "--eta", 0.1, "--steps", 10)
     assert (record["regularizer"], record["tau"]) == (None, 0.0)
     # The league's equilibrium is exact: see games.zoo.
@@ -303,7 +303,7 @@ def test_compare_plays_each_rule_against_its_own_equilibrium(answer):
         regularizer = "reverse_kl" if rule.only_reverse_kl else "forward_kl"
         aimed = rule.regularized and rule.magnet_every is None
         assert (row["regularizer"], row["tau"]) == ((regularizer, 0.3) if aimed else (None, 0.0))
-        assert row["target"] == (f"{regularizer}, τ=0.3" if aimed else "unregularised")
+        assert row["target"] == (f"{regularizer}, τ=0.3" if aimed else "unregularized")
         if rule.converges == "neither":
             assert row["note"], name
         elif rule.converges == "average":  # no regret: about √(log n/T) = 0.05

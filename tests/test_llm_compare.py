@@ -118,7 +118,7 @@ def test_each_recipe_is_a_whole_run_and_the_comparison_says_so(whole: Path) -> N
         # The start is μ. Policies are scored in float32, once in training and once here.
         assert row["win_rate"] == pytest.approx(metrics[-1]["win_rate"], abs=1e-5)
         assert row["win_rate_error"] is None
-    assert [row["target"] for row in found["recipes"]] == ["unregularised", "reverse_kl, τ=0.1"]
+    assert [row["target"] for row in found["recipes"]] == ["unregularized", "reverse_kl, τ=0.1"]
     assert [row["claims"] for row in found["recipes"]] == ["average", "last"]
 
 
@@ -161,7 +161,7 @@ def test_the_result_goes_to_standard_output_and_progress_beside_it(
     shown = capsys.readouterr()
     assert shown.out.splitlines()[-1] == str(root / "comparison.png")
     assert "recipe rspo, 1 of 2" in shown.err
-    assert "unregularised" in shown.out
+    assert "unregularized" in shown.out
     assert "KL(exact" in shown.err
     assert "KL(exact" not in shown.out
     assert strict(path.read_text())["pairwise"]["policies"] == ["rspo", "sppo", "start"]
@@ -519,9 +519,9 @@ def test_a_matrix_of_many_is_shown_in_parts(whole: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "reaches", "target"),
     [
-        (("recipe=rebel",), True, "unregularised"),
-        (("recipe=rebel", "selection=tournament"), False, "unregularised"),
-        (("recipe=rebel", "fit_options.signal=winner"), False, "unregularised"),
+        (("recipe=rebel",), True, "unregularized"),
+        (("recipe=rebel", "selection=tournament"), False, "unregularized"),
+        (("recipe=rebel", "fit_options.signal=winner"), False, "unregularized"),
         (("recipe=spin",), True, "the answers"),  # who wins is what it learns from
         (("recipe=dpo", "data.rejected=rejected"), False, "the given pairs"),
     ],

@@ -655,7 +655,7 @@ def cut_weights(path: Path) -> str:
         ("rule=gmdm", "did you mean 'gmmd'"),
         ("rule=nowhere:rule", "rule 'nowhere:rule' cannot be imported"),
         ("regularizer=chi3", "chi2"),
-        ("rule=spin", "rule 'spin' is unregularised"),
+        ("rule=spin", "rule 'spin' is unregularized"),
         ("fit_options.clp=3", "clp"),
         ("rule_options.speed=3", "rule_options"),
         ("train.batch_size=400", "train.batch_size=400: an iteration has only"),

@@ -113,7 +113,7 @@ class Entry:
         rule, fit = rule_and_fit(self.config)
         source, rows = source_of(self.config, rule), self.run.metrics()
         regularizer, tau = rule.target
-        game = "unregularised" if regularizer is None else f"{regularizer.name}, τ={tau:g}"
+        game = "unregularized" if regularizer is None else f"{regularizer.name}, τ={tau:g}"
         metrics = [metric.name for metric in load_metrics(self.config.evaluation.metrics)]
         known = {
             "recipe": self.recipe,
