@@ -14,7 +14,7 @@ from solvers.divergences import reverse_kl
 from solvers.equilibrium import equilibrium
 from solvers.gap import duality_gap
 from solvers.plays import Plays
-from solvers.reference import equilibrium_by_cvxpy
+from solvers.convex import equilibrium_by_cvxpy
 from solvers.steps import step
 
 from . import peers

@@ -55,7 +55,7 @@ from llm.run.lifecycle import Interrupted, fail, quiet_libraries
 from llm.storage.chunks import World
 from llm.train import run_training
 from solvers import outputs
-from solvers.__main__ import Parser
+from solvers.console import Parser
 
 DEFAULT_CONFIG = "embedded-game"
 DEFAULT_ITERATIONS = 6  # of DEFAULT_CONFIG: about two minutes for these recipes

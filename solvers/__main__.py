@@ -7,41 +7,35 @@ from __future__ import annotations
 
 import math
 import sys
-from argparse import ArgumentParser, ArgumentTypeError
+from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from importlib import metadata
 from io import TextIOWrapper
 from pathlib import Path
-from typing import NoReturn
 
 from games import InputError, zoo
 from games.loading import KINDS
 
 from .claims.parser import add_parser as add_claims
+from .console import Parser
+from .divergences import NAMES
 from .rules import DEFAULT_TAU, RULES
 
 REGULARIZERS = (
-    "reverse_kl, forward_kl, chi2, js, hellinger, alpha:<a>, entropy, "
+    f"{', '.join(NAMES)}, your own kernel as package.module:object, "
     "or a weighted sum such as 0.1*forward_kl+0.5*reverse_kl"
 )
-
-
-class Parser(ArgumentParser):
-    """Reports a mistake as the rest of the project does: one line, exit code 2."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (see {self.prog} --help)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
-    0: done, whether or not a run converged. 1: a run of `solve` left the finite numbers. 2: bad
+    0: done, whether or not a run converged. 1: a run of `solve` diverged. 2: bad
     input, one line on standard error. 130: interrupted.
     """
     try:
         args = _parser().parse_args((sys.argv[1:] if argv is None else argv) or ["compare"])
-        from .commands import COMMANDS
+        from .cli.commands import COMMANDS
 
         return COMMANDS[args.command](args)
     except InputError as error:
@@ -76,13 +70,13 @@ def _parser() -> Parser:
         added.set_defaults(command=name)
         return added
 
-    add("games", "list the games that go by name")
+    add("games", "list the named games")
 
     solve = add(
         "solve",
         "play one rule on a game",
-        "exit code: 0 if the run converged or ran all its steps, 1 if it left the finite numbers, "
-        "2 for bad input",
+        "exit code: 0 if the run converged or ran all its steps, 1 if it diverged (NaN or "
+        "infinity), 2 for bad input",
     )
     _add_game(solve)
     solve.add_argument(
@@ -105,8 +99,8 @@ def _parser() -> Parser:
 
     compare = add(
         "compare",
-        "play many rules on a game, each against the equilibrium that it aims at",
-        "a setting that a rule does not know is not passed to it; rules that do not apply are "
+        "play many rules on a game, and compare each with its target equilibrium",
+        "a setting that a rule does not have is not passed to it; rules that do not apply are "
         "listed with the reason",
     )
     _add_game(compare)
@@ -170,7 +164,7 @@ def _add_game(parser: Parser) -> None:
         "--reference",
         default="uniform",
         metavar="uniform|FILE",
-        help="the policy that the regularizer pulls to and that runs start from: uniform, or a "
+        help="the reference policy, which is also the start of runs: uniform, or a "
         "file with a probability for each action; ROWS,COLUMNS for a zero-sum game "
         "(default: uniform)",
     )
@@ -202,7 +196,7 @@ def _add_run(parser: Parser, steps: int) -> None:
         type=int,
         default=steps,
         metavar="N",
-        help=f"at most so many iterations (default: {steps})",
+        help=f"maximum number of iterations (default: {steps})",
     )
     parser.add_argument(
         "--tol",
@@ -217,7 +211,7 @@ def _add_json(parser: Parser, what: str) -> None:
     parser.add_argument(
         "--json",
         metavar="FILE|-",
-        help=f"write {what} as JSON; with - standard output carries it alone",
+        help=f"write {what} as JSON; - writes only JSON to standard output",
     )
 
 
@@ -242,7 +236,7 @@ def _seed(text: str) -> int:
 
 
 def _forget_output() -> None:
-    """Let the interpreter's last flush fail silently: nobody reads any more."""
+    """Redirects the interpreter's last flush: the reader of standard output has gone."""
     import os
 
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

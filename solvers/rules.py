@@ -180,6 +180,13 @@ class UpdateRule:
     note: str = ""
 
     @property
+    def step_size(self) -> float | str:
+        """η: a number, the name of a schedule, or `best_response` where there is no step."""
+        if callable(self.eta):
+            return getattr(self.eta, "__qualname__", type(self.eta).__name__).partition(".")[0]
+        return "best_response" if self.eta == math.inf else self.eta_at(0)
+
+    @property
     def needs_data(self) -> bool:
         """Whether it learns from a data distribution instead of a payoff."""
         return "data" in self.needs

@@ -18,8 +18,10 @@ import pytest
 from rich.console import Console
 
 from games import MatrixGame, PreferenceGame, load, zoo
-from solvers import RULES, Status, commands, compare, duality_gap, outputs, parse, solve
+from solvers import RULES, Status, compare, duality_gap, outputs, parse, solve
+from solvers import console as console_module
 from solvers.__main__ import main
+from solvers.cli import commands
 from solvers.solve import kl_divergence
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -372,7 +374,7 @@ def test_a_run_that_leaves_the_finite_numbers(cli):
     record = strict(out)
     assert record["status"] == "non_finite"
     assert sum(record["policy"]) == pytest.approx(1)  # the last that was one
-    assert "left the finite numbers" in err.splitlines()[-1]
+    assert "diverged" in err.splitlines()[-1]
 
 
 def test_runs_that_end_by_their_steps_are_no_failure(cli):
@@ -562,9 +564,9 @@ def test_the_bar_appears_after_a_second_on_a_terminal_only(monkeypatch):
     for terminal, delay, shown in [(True, 2.0, True), (True, 0.0, False), (False, 2.0, False)]:
         stream, clock = io.StringIO(), iter([0.0, *[delay] * 10])
         console = Console(file=stream, force_terminal=terminal, width=80)
-        monkeypatch.setattr(commands, "_console", lambda stream, console=console: console)
-        monkeypatch.setattr(commands.time, "monotonic", lambda clock=clock: next(clock))
-        with commands._Bar(10) as bar:
+        monkeypatch.setattr(console_module, "make_console", lambda stream, console=console: console)
+        monkeypatch.setattr(console_module.time, "monotonic", lambda clock=clock: next(clock))
+        with console_module.ProgressBar(10) as bar:
             bar("mmd", 1)
             bar("gmmd", 2)
         assert ("gmmd" in stream.getvalue()) is shown

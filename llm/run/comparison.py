@@ -45,7 +45,6 @@ from llm.storage.chunks import Work, World
 from llm.storage.directory import RunDirectory, check_writable, next_free
 from llm.storage.files import Record, read_json
 from solvers import outputs
-from solvers.tables import step_size
 
 START = "start"
 OF_THE_RECIPE = ("recipe", "rule", "fit")  # fields that recipes set: no overrides of them
@@ -122,7 +121,7 @@ class Entry:
             "target": source.target or game,
             "claims": rule.converges,
             "reaches": source.is_consistent(fit),
-            "eta": step_size(rule),
+            "eta": rule.step_size,
             "samples_per_prompt": self.config.samples_per_prompt,
             "iterations": self.iterations,
             "optimizer_steps": self._steps(),

@@ -11,7 +11,9 @@ from rich.progress import Progress
 from games import InputError, MatrixGame
 from games.lookup import suggestion
 
-from .. import commands, outputs
+from .. import outputs
+from ..cli.arguments import check_outputs, named_game, named_reference, report_console
+from ..console import make_console, print_path
 from ..rates import lipschitz
 from . import claims, report
 from .ledger import Claim, Entry, Setting
@@ -19,12 +21,12 @@ from .ledger import Claim, Entry, Setting
 
 def run(args: Namespace) -> int:
     """Runs the command; returns its exit code."""
-    commands.check_outputs(args)
+    check_outputs(args)
     if args.markdown is not None:
         outputs.check_target(args.markdown)
     setting = _setting(args)
     rows = _measured(_chosen(args.paper, setting), setting)
-    console = commands.report_console(args)
+    console = report_console(args)
     console.print(report.table(rows))
     console.print(report.summary(rows))
     if args.json:
@@ -32,10 +34,10 @@ def run(args: Namespace) -> int:
     if args.markdown is not None:
         text = report.markdown(rows).encode()
         outputs.write_whole(args.markdown, lambda file: file.write(text))
-        commands.print_path(console, args.markdown)
+        print_path(console, args.markdown)
     if args.plot is not None:
         _draw(rows, args)
-        commands.print_path(console, args.plot)
+        print_path(console, args.plot)
     return 0
 
 
@@ -47,7 +49,7 @@ def _setting(args: Namespace) -> Setting:
         if args.kind is not None or args.prior is not None or args.reference != "uniform":
             raise InputError("--as, --prior and --reference need a game: add --game FILE")
         return Setting(seed=args.seed)
-    game = commands.named_game(args)
+    game = named_game(args)
     if isinstance(game, MatrixGame):
         raise InputError(
             f"{args.game}: claims can only be tested on symmetric games: use --as preference, "
@@ -55,7 +57,7 @@ def _setting(args: Namespace) -> Setting:
         )
     if lipschitz(game) == 0:
         raise InputError(f"{args.game}: all payoffs are equal; claims cannot be tested on it")
-    return Setting(game, commands.named_reference(args, game), seed=args.seed)  # type: ignore[arg-type]
+    return Setting(game, named_reference(args, game), seed=args.seed)  # type: ignore[arg-type]
 
 
 def _chosen(paper: str | None, setting: Setting) -> list[Claim]:
@@ -76,7 +78,7 @@ def _chosen(paper: str | None, setting: Setting) -> list[Claim]:
 
 def _measured(chosen: Sequence[Claim], setting: Setting) -> list[Entry]:
     """Tests the claims, with a progress bar on a terminal."""
-    with Progress(console=commands._console(sys.stderr), transient=True) as bar:
+    with Progress(console=make_console(sys.stderr), transient=True) as bar:
         bar.disable = not bar.console.is_terminal
         task, rows = bar.add_task("testing", total=len(chosen)), []
         for claim in chosen:

@@ -1,47 +1,42 @@
-"""What `python -m solvers` does once its arguments are known."""
+"""The commands `games`, `solve`, `compare` and `nash`, with parsed arguments."""
 
 from __future__ import annotations
 
 import math
-import os
 import sys
-import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 from rich.console import Console
-from rich.progress import Progress, TaskID
 
-from games import InputError, MatrixGame, PreferenceGame, SkewGame, load, load_reference, zoo
+from games import InputError, MatrixGame, zoo
 
-from . import outputs, tables
-from .compare import Reference, Run, Skipped, compare, run
-from .equilibrium import Equilibrium, equilibrium
-from .rules import get_rule
-from .solve import Status, kl_divergence
-
-Game = PreferenceGame | SkewGame | MatrixGame
-
-PLAIN_WIDTH = 160  # of a table that goes to a file or a pipe
+from .. import outputs
+from ..compare import Run, Skipped, compare, run
+from ..console import ProgressBar, print_path
+from ..equilibrium import Equilibrium, equilibrium
+from ..rules import get_rule
+from ..solve import Status, kl_divergence
+from . import tables
+from .arguments import Game, check_outputs, named_game, named_reference, report_console
 
 
 def games_command(args: Namespace) -> int:
-    """List the games that go by name."""
+    """Lists the named games."""
     report_console(args).print(tables.catalogue(zoo.NAMES))
     return 0
 
 
 def solve_command(args: Namespace) -> int:
-    """Play one rule; exit code 1 if it left the finite numbers."""
+    """Runs one rule; exit code 1 if it diverged."""
     check_outputs(args)
     game = named_game(args)
     rule = get_rule(args.rule, eta=args.eta, tau=args.tau, regularizer=args.regularizer)
     reference = named_reference(args, game)
     report = report_console(args)
-    with _Bar(args.steps) as bar:
+    with ProgressBar(args.steps) as bar:
         played = run(
             game,
             rule,
@@ -55,14 +50,14 @@ def solve_command(args: Namespace) -> int:
     if args.json is not None:
         outputs.write_json(_solve_record(args, game, played), args.json)
     if args.plot is not None:
-        from . import plots
+        from .. import plots
 
         title = f"{_short(args.game)}: {played.label}, {played.target}"
         plots.save(plots.run(game, played, title), args.plot)
         print_path(report, args.plot)
     if played.solution.status is Status.NON_FINITE:
         print(
-            f"solvers: {rule.name} left the finite numbers after step {played.solution.steps}; "
+            f"solvers: {rule.name} diverged (NaN or infinity) after step {played.solution.steps}; "
             "the policy is the last finite one: take a smaller --eta",
             file=sys.stderr,
         )
@@ -71,13 +66,13 @@ def solve_command(args: Namespace) -> int:
 
 
 def compare_command(args: Namespace) -> int:
-    """Play all rules, or some, each against the equilibrium that it aims at."""
+    """Runs all rules, or some, each compared with its target equilibrium."""
     check_outputs(args)
     picture = args.plot or _default_picture(args.game)
     game = named_game(args)
     report = report_console(args)
     names = None if args.rules == "all" else list(dict.fromkeys(args.rules.split(",")))
-    with _Bar(args.steps) as bar:
+    with ProgressBar(args.steps) as bar:
         runs = compare(
             game,
             names,
@@ -95,9 +90,9 @@ def compare_command(args: Namespace) -> int:
     _print_notes(report, runs)
     if args.json is not None:
         outputs.write_json([_compare_record(args, played) for played in runs], args.json)
-    from . import plots
+    from .. import plots
 
-    title = f"{_short(args.game)}: each rule against its equilibrium"
+    title = f"{_short(args.game)}: each rule and its target equilibrium"
     if args.plot is None:
         picture.parent.mkdir(exist_ok=True)
     plots.save(plots.comparison(runs, title), picture)
@@ -106,7 +101,7 @@ def compare_command(args: Namespace) -> int:
 
 
 def nash_command(args: Namespace) -> int:
-    """Find the exact equilibrium; exit code 1 if the solver did not get there."""
+    """Finds the exact equilibrium; exit code 1 if the solver did not converge."""
     check_outputs(args)
     game = named_game(args)
     regularizer, tau = None, 0.0
@@ -149,8 +144,8 @@ def nash_command(args: Namespace) -> int:
 
 
 def claims_command(args: Namespace) -> int:
-    """Measure what the papers state; the ledger is loaded only here."""
-    from .claims import command
+    """Measures the statements of the papers; the ledger is loaded only here."""
+    from ..claims import command
 
     return command.run(args)
 
@@ -159,9 +154,9 @@ def _method(name: str) -> Callable[..., Equilibrium]:
     """The solver of `nash --method`; cvxpy is loaded only here."""
     if name == "exact":
         return equilibrium
-    from . import reference
+    from .. import convex
 
-    return {"cvxpy": reference.equilibrium_by_cvxpy, "lp": reference.equilibrium_by_lp}[name]
+    return {"cvxpy": convex.equilibrium_by_cvxpy, "lp": convex.equilibrium_by_lp}[name]
 
 
 COMMANDS = {
@@ -171,45 +166,6 @@ COMMANDS = {
     "nash": nash_command,
     "claims": claims_command,
 }
-
-
-def named_game(args: Namespace) -> Game:
-    """GAME, which is a name of the zoo or else a file."""
-    name, path = args.game, Path(args.game)
-    known = name.partition(":")[0] in zoo.NAMES
-    if not known and (path.suffix or len(path.parts) > 1 or os.path.exists(path)):
-        return load(path, args.kind or "preference", args.prior)
-    game = zoo.get(name, args.seed)
-    if args.kind not in (None, game.kind) or args.prior is not None:
-        raise InputError(
-            f"{name} is a game of kind {game.kind} already: leave out --as and --prior"
-        )
-    return game
-
-
-def named_reference(args: Namespace, game: Game) -> Reference:
-    """log μ, a pair of them in a zero-sum game; None for uniform."""
-    if args.reference == "uniform":
-        return None
-    if not isinstance(game, MatrixGame):
-        return np.log(load_reference(args.reference, game.n))
-    files = args.reference.split(",")
-    if len(files) != 2:
-        raise InputError(
-            f"--reference {args.reference}: a zero-sum game needs two files, ROWS,COLUMNS"
-        )
-    first, second = (
-        np.log(load_reference(file, n)) for file, n in zip(files, (game.m, game.n), strict=True)
-    )
-    return first, second
-
-
-def check_outputs(args: Namespace) -> None:
-    """Refuse what could not be written, before anything is computed."""
-    if args.json not in (None, "-"):
-        outputs.check_target(Path(args.json))
-    if getattr(args, "plot", None) is not None:
-        outputs.check_picture(args.plot)
 
 
 def _default_picture(game: str) -> Path:
@@ -236,7 +192,7 @@ def _solve_record(args: Namespace, game: Game, played: Run) -> dict:
         "rule": played.rule.name,
         "regularizer": regularizer and regularizer.name,
         "tau": tau,
-        "eta": tables.step_size(played.rule),
+        "eta": played.rule.step_size,
         "steps": solution.steps,
         "status": str(solution.status),
         "policy": solution.policy,
@@ -275,7 +231,7 @@ def _compare_record(args: Namespace, played: Run | Skipped) -> dict:
     solution = played.solution
     return record | {
         "target": played.target,
-        "eta": tables.step_size(played.rule),
+        "eta": played.rule.step_size,
         "steps": solution.steps,
         "status": str(solution.status),
         "duality_gap": solution.gap,
@@ -290,7 +246,7 @@ def _compare_record(args: Namespace, played: Run | Skipped) -> dict:
 
 def _print_solution(report: Console, args: Namespace, game: Game, played: Run) -> None:
     solution, star = played.solution, played.equilibrium
-    eta = tables.step_size(played.rule)
+    eta = played.rule.step_size
     gaps = f"{tables.small(solution.gap)}, of the average {tables.small(solution.average_gap)}"
     rows = {
         "game": f"{args.game}, {_size(game)}",
@@ -322,7 +278,7 @@ def _print_policies(report: Console, game: Game, columns: dict, player: int) -> 
     """The policies of one player: 0 for the row player or the only one, 1 for the column player."""
     if game.batch_shape:
         if player == 0:
-            report.print("The policies of a batch of games are in the JSON alone (--json FILE).")
+            report.print("For batches, policies are written only to JSON (--json FILE).")
         return
     if isinstance(game, MatrixGame):
         title = ("row player", "column player")[player]
@@ -337,52 +293,7 @@ def _print_notes(report: Console, runs: Sequence[Run | Skipped]) -> None:
         report.print(note)
 
 
-def print_path(report: Console, path: Path) -> None:
-    """On a line of its own, whole however long."""
-    print(path, file=report.file, flush=True)
-
-
 def _size(game: Game) -> str:
     size = f"{game.payoff.shape[-2]} x {game.payoff.shape[-1]}"
     batch = f"{math.prod(game.batch_shape)} games of " if game.batch_shape else ""
     return f"{batch}{size}, {game.kind}"
-
-
-def report_console(args: Namespace) -> Console:
-    """Where tables go: standard output, or standard error where that carries JSON alone."""
-    aside = getattr(args, "json", None) == "-"
-    return _console(sys.stderr if aside else sys.stdout)
-
-
-def _console(stream: TextIO) -> Console:
-    narrow = stream.isatty() or "COLUMNS" in os.environ
-    width = None if narrow else PLAIN_WIDTH
-    return Console(file=stream, width=width, markup=False, emoji=False, highlight=False)
-
-
-class _Bar:
-    """A progress bar on standard error, on a terminal, for what takes longer than a second."""
-
-    def __init__(self, steps: int) -> None:
-        self._bar = Progress(console=_console(sys.stderr), transient=True)
-        self._steps = steps
-        self._began = time.monotonic()
-        self._tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._tasks:
-            self._bar.stop()
-
-    def __call__(self, label: str, step: int) -> None:
-        """Step `step` of the run of that label is done."""
-        if not self._bar.console.is_terminal or time.monotonic() - self._began < 1:
-            return
-        if label not in self._tasks:
-            for task in self._tasks.values():
-                self._bar.remove_task(task)
-            self._tasks = {label: self._bar.add_task(label, total=self._steps)}
-            self._bar.start()
-        self._bar.update(self._tasks[label], completed=step)

@@ -17,9 +17,10 @@ import numpy as np
 from games import MatrixGame, SymmetricGame
 from games.errors import InputError
 
-from .divergences import CHI2, FORWARD_KL, HELLINGER, JS, REVERSE_KL, Divergence, Kernel
+from .divergences import Divergence
 from .equilibrium import Equilibrium, equilibrium, references_of
 from .gap import duality_gap
+from .kernels import CHI2, FORWARD_KL, HELLINGER, JS, REVERSE_KL, Kernel, alpha_kernel
 from .solve import Status
 
 
@@ -37,6 +38,9 @@ def equilibrium_by_cvxpy(
     _one_game(game)
     if tau > 0 and regularizer is None:
         raise InputError("tau > 0 needs a regularizer, such as reverse_kl")
+    for _, kernel in regularizer.terms if regularizer is not None else ():
+        if kernel not in (REVERSE_KL, FORWARD_KL, CHI2, JS, HELLINGER):
+            _alpha(kernel)
     began = time.perf_counter()
     mu, nu = (np.exp(theta) for theta in references_of(game, reference))
     table = game.payoff - game.value if isinstance(game, SymmetricGame) else game.payoff
@@ -158,16 +162,16 @@ def _divergence(kernel: Kernel, x, mu: np.ndarray):
     """μ f(x/μ), elementwise."""
     import cvxpy as cp
 
-    if kernel is REVERSE_KL:
+    if kernel == REVERSE_KL:
         return cp.rel_entr(x, mu)
-    if kernel is FORWARD_KL:
+    if kernel == FORWARD_KL:
         return cp.rel_entr(mu, x)
-    if kernel is CHI2:
+    if kernel == CHI2:
         return cp.square(x - mu) / (2 * mu)
-    if kernel is JS:
+    if kernel == JS:
         middle = (x + mu) / 2
         return (cp.rel_entr(x, middle) + cp.rel_entr(mu, middle)) / 2
-    if kernel is HELLINGER:
+    if kernel == HELLINGER:
         return (x + mu) / 2 - cp.multiply(np.sqrt(mu), cp.sqrt(x))
     a = _alpha(kernel)
     powers = cp.multiply(mu ** (1 - a), cp.power(x, a))
@@ -178,15 +182,15 @@ def _fenchel(kernel: Kernel, s):
     """f*(s) = sup_{u ≥ 0} us − f(u), elementwise."""
     import cvxpy as cp
 
-    if kernel is REVERSE_KL:
+    if kernel == REVERSE_KL:
         return cp.exp(s - 1)
-    if kernel is FORWARD_KL:
+    if kernel == FORWARD_KL:
         return -1 - cp.log(-s)
-    if kernel is CHI2:
+    if kernel == CHI2:
         return (cp.square(cp.pos(1 + s)) - 1) / 2
-    if kernel is JS:
+    if kernel == JS:
         return -cp.log(2 - cp.exp(2 * s)) / 2
-    if kernel is HELLINGER:
+    if kernel == HELLINGER:
         return (cp.inv_pos(1 - 2 * s) - 1) / 2
     a = _alpha(kernel)
     base = 1 + (a - 1) * s
@@ -194,4 +198,10 @@ def _fenchel(kernel: Kernel, s):
 
 
 def _alpha(kernel: Kernel) -> float:
-    return float(kernel.name.removeprefix("alpha:"))
+    """a of an α-divergence. Raises InputError for a kernel without a convex program."""
+    prefix, _, number = kernel.name.partition(":")
+    if prefix == "alpha" and kernel == alpha_kernel(float(number)):
+        return float(number)
+    raise InputError(
+        f"regularizer '{kernel.name}' has no cvxpy program: use the exact method, or a built-in one"
+    )

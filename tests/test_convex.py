@@ -8,7 +8,7 @@ import pytest
 from games import InputError, MatrixGame, PreferenceGame, zoo
 from solvers import parse
 from solvers.equilibrium import equilibrium
-from solvers.reference import equilibrium_by_cvxpy, equilibrium_by_lp
+from solvers.convex import equilibrium_by_cvxpy, equilibrium_by_lp
 from tests.strategies import SPECS, random_game, random_policy
 
 

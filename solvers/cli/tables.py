@@ -1,4 +1,4 @@
-"""What the commands print."""
+"""Tables of the commands."""
 
 from __future__ import annotations
 
@@ -10,18 +10,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from .compare import Run, Skipped
-from .rules import UpdateRule
-from .solve import Status
+from ..compare import Run, Skipped
+from ..solve import Status
 
 MOST_ACTIONS = 20
-
-
-def step_size(rule: UpdateRule) -> float | str:
-    """η as it ran: a number, the name of a schedule, or `best_response` where there is no step."""
-    if callable(rule.eta):
-        return getattr(rule.eta, "__qualname__", type(rule.eta).__name__).partition(".")[0]
-    return "best_response" if rule.eta == float("inf") else rule.eta_at(0)
 
 
 COLUMNS = [
@@ -32,8 +24,8 @@ NUMBERS = {"η", "steps", "gap, last", "gap, average", "KL(π*‖π)", "seconds"
 
 
 def comparison(runs: Sequence[Run | Skipped], title: str, console: Console) -> Table:
-    """One row for each run, each column of `COLUMNS` for itself if the console is wide enough,
-    else two of them in one.
+    """One row for each run: each of `COLUMNS` in a column of its own if the console is wide enough,
+    else two in one column.
 
     Of a batch of games, each number is the largest.
     """
@@ -78,7 +70,7 @@ def _cells(run: Run | Skipped) -> dict[str, str]:
 
 
 def notes(runs: Sequence[Run | Skipped]) -> list[str]:
-    """What a row leaves unsaid, each reason once."""
+    """Notes on the rows, each text once."""
     labels: dict[str, list[str]] = {}
     for run in runs:
         for note in _notes(run):
@@ -91,12 +83,12 @@ def _notes(run: Run | Skipped) -> list[str]:
     if isinstance(run, Skipped):
         return found
     if np.isnan(run.kl[-1]).any():
-        found.append("no KL, for the equilibrium is one of many")
+        found.append("no KL: the equilibrium is one of many")
     if run.equilibrium.status is not Status.CONVERGED:
         gap = small(run.equilibrium.duality_gap)
-        found.append(f"its equilibrium is known to a duality gap of {gap} only")
+        found.append(f"its target equilibrium is known only to a duality gap of {gap}")
     if run.solution.status is Status.NON_FINITE:
-        found.append("left the finite numbers; what is shown is the last finite policy")
+        found.append("diverged (NaN or infinity); the table shows the last finite policy")
     return found
 
 
@@ -132,10 +124,10 @@ def facts(rows: dict[str, Any]) -> Table:
 
 
 def catalogue(names: dict[str, str]) -> Table:
-    """The games that go by name."""
+    """The named games."""
     table = _table("")
     table.add_column("game", no_wrap=True)
-    table.add_column("what it is")
+    table.add_column("description")
     for name, about in names.items():
         table.add_row(name, about)
     return table
@@ -158,7 +150,7 @@ def span(values: np.ndarray | float) -> str:
 
 def _step_sizes(run: Run) -> str:
     """η, or the first and the last step size of a schedule."""
-    eta = step_size(run.rule)
+    eta = run.rule.step_size
     if isinstance(eta, float):
         return f"{eta:.3g}"
     if not callable(run.rule.eta):

@@ -1,0 +1,68 @@
+"""What the commands of `solvers` and `llm` share on a terminal."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, TextIO
+
+from games.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import TaskID
+
+
+class Parser(ArgumentParser):
+    """Reports an invalid argument as InputError: one line, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises InputError with the message of argparse."""
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def make_console(stream: TextIO, width: int = 160) -> Console:
+    """A console without markup; `width` applies to files and pipes."""
+    from rich.console import Console  # slow to import: the help does not need it
+
+    narrow = stream.isatty() or "COLUMNS" in os.environ
+    chosen = None if narrow else width
+    return Console(file=stream, width=chosen, markup=False, emoji=False, highlight=False)
+
+
+def print_path(console: Console, path: Path) -> None:
+    """Prints a path on a line of its own, without wrapping."""
+    print(path, file=console.file, flush=True)
+
+
+class ProgressBar:
+    """A progress bar on standard error, on a terminal, for work that takes over a second."""
+
+    def __init__(self, steps: int) -> None:
+        from rich.progress import Progress
+
+        self._bar = Progress(console=make_console(sys.stderr), transient=True)
+        self._steps = steps
+        self._began = time.monotonic()
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> ProgressBar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._tasks:
+            self._bar.stop()
+
+    def __call__(self, label: str, step: int) -> None:
+        """Step `step` of the run of that label is done."""
+        if not self._bar.console.is_terminal or time.monotonic() - self._began < 1:
+            return
+        if label not in self._tasks:
+            for task in self._tasks.values():
+                self._bar.remove_task(task)
+            self._tasks = {label: self._bar.add_task(label, total=self._steps)}
+            self._bar.start()
+        self._bar.update(self._tasks[label], completed=step)
