@@ -7,8 +7,8 @@ import pytest
 
 from games import InputError, MatrixGame, PreferenceGame, zoo
 from solvers import parse
-from solvers.equilibrium import equilibrium
 from solvers.convex import equilibrium_by_cvxpy, equilibrium_by_lp
+from solvers.equilibrium import equilibrium
 from tests.strategies import SPECS, random_game, random_policy
 
 
