@@ -10,11 +10,11 @@ from scipy.special import log_softmax
 
 from games import PreferenceGame, zoo
 from solvers import get_rule, solve
+from solvers.convex import equilibrium_by_cvxpy
 from solvers.divergences import reverse_kl
 from solvers.equilibrium import equilibrium
 from solvers.gap import duality_gap
 from solvers.plays import Plays
-from solvers.convex import equilibrium_by_cvxpy
 from solvers.steps import step
 
 from . import peers

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import sys
-from argparse import ArgumentTypeError
-from collections.abc import Sequence
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from io import TextIOWrapper
 from pathlib import Path
@@ -35,9 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         args = _parser().parse_args((sys.argv[1:] if argv is None else argv) or ["compare"])
-        from .cli.commands import COMMANDS
-
-        return COMMANDS[args.command](args)
+        return _command(args.command)(args)
     except InputError as error:
         print(f"solvers: {error}", file=sys.stderr)
         return 2
@@ -50,6 +48,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _forget_output()
         return 1
+
+
+def _command(name: str) -> Callable[[Namespace], int]:
+    """The function of a command; what it needs is imported only now."""
+    if name == "claims":
+        from .claims.command import run
+
+        return run
+    from .cli.commands import COMMANDS
+
+    return COMMANDS[name]
 
 
 def _parser() -> Parser:

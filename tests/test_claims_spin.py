@@ -129,7 +129,7 @@ def test_it_follows_the_leader_with_a_discount(seed, n, alpha, beta, memory):
         first = 1 if memory == math.inf and t else 0
         known = [base] * 10 + list(points[: t + 1])
         known = known[10 + first :] if memory == math.inf else known[-int(memory) :]
-        rewards = alpha * rewards + data - np.log(np.mean(np.exp(known), axis=0))
+        rewards = alpha * rewards + data - (np.logaddexp.reduce(known, axis=0) - np.log(len(known)))
         # Deviations of up to (1/0.3)^5 times logs of 20, and means that lose 1e-16 of the largest.
         leader = np.exp(normalize(base + rewards / beta))
         assert np.exp(points[t + 1]) == pytest.approx(leader, abs=1e-6)

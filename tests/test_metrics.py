@@ -304,6 +304,7 @@ taken = Metric("win_rate", lambda evaluation: 0.5)
     ("named", "reason"),
     [
         (["tests.test_metrics:taken"], "evaluation.metrics: the name 'win_rate' is in use"),
+        ([fails], "a function is not a Metric"),
         ([brevity, brevity], "the name 'brevity' is in use"),
         ([Metric("iteration", lambda e: 0.0)], "the name 'iteration' is in use"),
         (["tests.test_metrics:EXACT"], "metric 'tests.test_metrics:EXACT' is a tuple"),

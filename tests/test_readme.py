@@ -22,3 +22,20 @@ def test_its_links_lead_somewhere():
     assert targets
     missing = [target for target in targets if not (ROOT / target).exists()]
     assert missing == []
+
+
+def test_its_tree_is_what_ls_shows():
+    (tree,) = re.findall(r"## Where things are\n\n```\n(.*?)```", README, re.DOTALL)
+    listed, parent = set(), ""
+    for line in tree.splitlines():
+        name = line.split()[0]
+        if not line.startswith(" "):
+            parent = name if name.endswith("/") else ""
+        listed.add(name if not line.startswith(" ") else parent + name)
+    tops = ("games", "solvers", "llm", "notebooks", "benchmarks", "tests", "docs")
+    there = {f"{top}/" for top in tops}
+    for top in ("games", "solvers", "llm"):
+        folders = [path for path in (ROOT / top).iterdir() if path.is_dir()]
+        there |= {f"{top}/{path.name}/" for path in folders if path.name != "__pycache__"}
+    documents = {path.name for path in ROOT.glob("*.md")} - {"README.md"}
+    assert listed == there | documents

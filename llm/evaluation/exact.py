@@ -14,7 +14,6 @@ from llm.config.schema import TrainConfig
 from llm.data.examples import Prompt
 from llm.embedded import HERE, PREFIX, grammar
 from llm.embedded import game as embedded_game
-from llm.embedded.judges import STYLE_GAME, style_table
 from solvers import duality_gap, solve
 from solvers.equilibrium import equilibrium
 from solvers.rules import UpdateRule
@@ -194,6 +193,8 @@ class StyleGame:
     @classmethod
     def of(cls, rule: UpdateRule, answers: bool = False) -> StyleGame:
         """Solves the game; `answers`: the rule learns from the answers of the embedded dataset."""
+        from llm.embedded.judges import STYLE_GAME  # imports torch, as judges do
+
         logp_ref = np.log(_shares("training.json"))
         if not rule.needs_data:
             return cls(rule, equilibrium(STYLE_GAME, *rule.target, logp_ref).logp)
@@ -205,6 +206,8 @@ class StyleGame:
 
     def styles(self, prompts: Sequence[str], texts: Sequence[Sequence[str]]) -> np.ndarray:
         """B prompts, B × K responses -> (B, K): the style of each, as an index of `names`."""
+        from llm.embedded.judges import style_table
+
         return style_table(prompts, texts)
 
 

@@ -268,7 +268,7 @@ def _finite(value: Any) -> float | int | None:
     return float(value) if math.isfinite(value) else None
 
 
-def load_metrics(named: Sequence[str | Metric]) -> tuple[Metric, ...]:
+def load_metrics(named: Sequence[Any]) -> tuple[Metric, ...]:
     """The built-in metrics, and those of the user: objects, or import paths of them.
 
     Raises InputError where one cannot be imported, is not a Metric, or has a name in use.
@@ -276,6 +276,11 @@ def load_metrics(named: Sequence[str | Metric]) -> tuple[Metric, ...]:
     found, names = list(METRICS), {*RESERVED, *(metric.name for metric in METRICS)}
     for each in named:
         metric = load_object(each, "metric", Metric) if isinstance(each, str) else each
+        if not isinstance(metric, Metric):
+            raise InputError(
+                f"evaluation.metrics: a {type(metric).__name__} is not a Metric; give a "
+                "llm.evaluation.metrics.Metric, or the import path package.module:object of one"
+            )
         if metric.name in names:
             raise InputError(
                 f"evaluation.metrics: the name '{metric.name}' is in use; give the metric another"

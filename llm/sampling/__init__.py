@@ -1,1 +1,1 @@
-"""TODO sampling."""
+"""Sampling: engines that generate responses, mixtures of policies, and stored responses."""

@@ -1,1 +1,1 @@
-"""TODO storage."""
+"""What is kept on disk: atomic files, the run directory, chunks of work, provenance."""

@@ -143,13 +143,6 @@ def nash_command(args: Namespace) -> int:
     return 0
 
 
-def claims_command(args: Namespace) -> int:
-    """Measures the statements of the papers; the ledger is loaded only here."""
-    from ..claims import command
-
-    return command.run(args)
-
-
 def _method(name: str) -> Callable[..., Equilibrium]:
     """The solver of `nash --method`; cvxpy is loaded only here."""
     if name == "exact":
@@ -164,7 +157,6 @@ COMMANDS = {
     "solve": solve_command,
     "compare": compare_command,
     "nash": nash_command,
-    "claims": claims_command,
 }
 
 
