@@ -84,13 +84,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_intermixed_args(argv)
     quiet_libraries()
     try:
+        if arguments.json is not None and not (arguments.dry_run and arguments.config):
+            raise InputError("--json: goes with --dry-run and --config; add both, or leave it out")
         for config in _configs(arguments.config, arguments.overrides):
             if arguments.dry_run:
-                from rich.console import Console
-
-                from llm.run.plan import print_plan
-
-                print_plan(config, Console())
+                _plan(config, arguments.json)
             else:
                 run_training(config)
     except InputError as error:
@@ -99,6 +97,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(error, 1)
     World.join(dict(os.environ)).leave()
     return 0
+
+
+def _plan(config: TrainConfig, target: str | None) -> None:
+    """Prints the plan; writes it as JSON too, to a file, or to standard output alone for `-`."""
+    import json
+
+    from rich.console import Console
+
+    from llm.run.plan import print_plan
+    from llm.storage.files import write_text
+
+    plan = print_plan(config, Console(stderr=target == "-"))
+    text = json.dumps(plan, indent=1) + "\n"
+    if target == "-":
+        sys.stdout.write(text)
+    elif target is not None:
+        try:
+            write_text(Path(target), text)
+        except OSError as error:
+            raise InputError(f"--json {target}: cannot be written ({error.strerror})") from error
 
 
 def _configs(source: str | None, overrides: Sequence[str]) -> list[TrainConfig]:
@@ -131,6 +149,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", metavar="NAME|FILE", help=f"a YAML file, or one of {known}")
     parser.add_argument(
         "--dry-run", action="store_true", help="check everything that can be, and print the plan"
+    )
+    parser.add_argument(
+        "--json", metavar="FILE|-", help="with --dry-run: write the plan and the examples as JSON"
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="fields to change")
     return parser

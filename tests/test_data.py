@@ -717,6 +717,108 @@ def test_a_template_that_does_not_go_on_from_the_prompt(
     assert tokenizer.decode(list(prompt.answers[0])) == written
 
 
+THINKING = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+# As Qwen3's: the reasoning of an answer is left out.
+FORGETTING = THINKING.replace(
+    "message['content']", "message['content'].split('</think>')[-1].lstrip('\n')"
+)
+# As Qwen3's: an answer without reasoning gets an empty block of it.
+FILLING = THINKING.replace(
+    "message['content']",
+    "('<think>\n\n</think>\n\n' if message['role'] == 'assistant' else '') + message['content']",
+)
+REASONED = "<think>\nA river in Saxony.\n</think>\n\nThe Elbe."
+
+
+@pytest.mark.parametrize(
+    ("template", "answer", "expected"),
+    [
+        (CHATML, REASONED, f"{REASONED}<|im_end|>"),
+        (THINKING, REASONED, "A river in Saxony.\n</think>\n\nThe Elbe.<|im_end|>"),
+        (FORGETTING, REASONED, "A river in Saxony.\n</think>\n\nThe Elbe.<|im_end|>"),
+        # Generated after such a prompt, and so without the opening.
+        (THINKING, "So.\n</think>\n\nThe Elbe.", "So.\n</think>\n\nThe Elbe.<|im_end|>"),
+        (FORGETTING, "So.\n</think>\n\nThe Elbe.", "So.\n</think>\n\nThe Elbe.<|im_end|>"),
+        (FILLING, "The Elbe.", "\n</think>\n\nThe Elbe.<|im_end|>"),
+    ],
+)
+def test_answers_continue_the_reasoning_that_the_template_opens(
+    template: str, answer: str, expected: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = chatml_tokenizer()
+    tokenizer.chat_template = template
+    prompt = answered(tokenizer, (answer,))
+    assert tokenizer.decode(list(prompt.answers[0])) == expected
+    assert whole_text(tokenizer, prompt).count("<think>") == 1
+    assert not caplog.records
+
+
+def test_answers_without_the_reasoning_that_the_template_opens_are_counted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tokenizer = chatml_tokenizer()
+    tokenizer.chat_template = THINKING
+    prompt = answered(tokenizer, (REASONED, "Garda."))
+    assert tokenizer.decode(list(prompt.answers[1])) == "Garda.<|im_end|>"
+    assert "1 of 2 responses contain no reasoning" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ("It writes <|im_end|> there.",),
+        ("<|im_end|> ends a turn.",),
+        ("The token.", "It is <|im_end|> that does it."),
+        ("It is <|endoftext|>, too.",),
+    ],
+)
+@pytest.mark.parametrize("settings", [{}, {"chat_template": "none"}])
+def test_end_tokens_within_an_answer_are_refused(texts: tuple[str, ...], settings: dict) -> None:
+    tokenizer = chatml_tokenizer()
+    stop_ids = tuple(tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"]))
+    with pytest.raises(InputError, match=r"p\.jsonl:1: .* contains the end token '<\|(im_)?end"):
+        answered(tokenizer, texts, stop_ids=stop_ids, **settings)
+
+
+@pytest.mark.parametrize("settings", [{}, {"chat_template": "none"}])
+@pytest.mark.parametrize("text", ["The Elbe.", "The Elbe.<|im_end|>", "The Elbe.<|im_end|>\n"])
+def test_end_tokens_at_the_end_of_an_answer_count_once(text: str, settings: dict) -> None:
+    tokenizer = chatml_tokenizer()
+    prompt = answered(tokenizer, (text,), **settings)
+    assert tokenizer.decode(list(prompt.answers[0])) == "The Elbe.<|im_end|>"
+
+
+def test_eos_that_the_tokenizer_appends_does_not_end_the_prompt() -> None:
+    tokenizer = byte_tokenizer(chat_template=None)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    assert tokenizer("Hi")["input_ids"][-1] == tokenizer.eos_token_id
+    prompt = answered(tokenizer, ("The Elbe.",), chat_template="none")
+    assert tokenizer.decode(prompt.token_ids) == "<s>Name a river."
+    assert tokenizer.decode(prompt.answers[0]) == "The Elbe.</s>"
+
+
+NO_SYSTEM = (
+    "{% for m in messages %}{% if m['role'] == 'system' %}"
+    "{{ raise_exception('System role not supported') }}{% endif %}{{ m['content'] }}{% endfor %}"
+)
+
+
+def test_system_messages_that_the_template_refuses(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer(chat_template=NO_SYSTEM)
+    expected = r"^data\.system_prompt: .* refuses .*System role not supported.*; leave it out"
+    with pytest.raises(InputError, match=expected):
+        encode(one("Hi"), tokenizer, config("p", system_prompt="Be short."))
+    messages = ({"role": "system", "content": "Be short."}, *user("Hi"))
+    with pytest.raises(InputError, match=r"^p\.jsonl:7: .*refuses a system message .*the row"):
+        encode([Prompt(messages, "p.jsonl:7")], tokenizer, config("p"))
+    # One that leaves it out without a word.
+    tokenizer.chat_template = "{{ messages[-1]['content'] }}"
+    with pytest.raises(InputError, match=r"^data\.system_prompt: .* leaves system messages out"):
+        encode(one("Hi"), tokenizer, config("p", system_prompt="Be short."))
+
+
 def test_without_a_stop_token_answers_get_none() -> None:
     tokenizer = symbol_tokenizer()
     raw = {"messages": said("ab"), "chat_template": "none"}

@@ -1,7 +1,6 @@
 """Inputs modelled on public bug reports, with the answers that a user should get.
 
-The cases are data outside the repository: their files, arguments and accepted outcomes. Cases whose
-part of the code is not done yet are listed in `OPEN`.
+The cases are data outside the repository: their files, arguments and accepted outcomes.
 """
 
 from __future__ import annotations
@@ -20,24 +19,11 @@ CASES = Path(__file__).parents[2] / "shared" / "field-cases"
 pytestmark = pytest.mark.skipif(not CASES.is_dir(), reason="the field cases are not here")
 
 NUMBERS = ("policy", "opponent_policy", "value")
-# The messages and checks of chat data are part of the work on `llm/data`.
-OPEN = {
-    "D01": "lists of messages stored as text are trained on as text",
-    "D03": "blank prompts are not refused",
-    "D04": "CSV fields beyond 131,072 characters are not read",
-    "D05": "semicolon-separated prompts are read as one column",
-}
 
 
 def cases() -> list[dict[str, Any]]:
     path = CASES / "cases.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-
-
-def marked(case: dict[str, Any]) -> Any:
-    reason = OPEN.get(case["id"])
-    marks = [pytest.mark.xfail(reason=reason, strict=False)] if reason else []
-    return pytest.param(case, id=case["id"], marks=marks)
 
 
 def run(arguments: list[str]) -> int:
@@ -66,7 +52,7 @@ def fits(outcome: dict[str, Any], code: int, out: str, text: str) -> bool:
     )
 
 
-@pytest.mark.parametrize("case", [marked(case) for case in cases()])
+@pytest.mark.parametrize("case", [pytest.param(case, id=case["id"]) for case in cases()])
 def test_field_case(case: dict[str, Any], tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     file = str(CASES / "files" / case["file"])

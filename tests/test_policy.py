@@ -336,6 +336,54 @@ def test_float32_head_of_a_bfloat16_model_survives_the_round_trip(
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+def test_lora_on_tied_embeddings_is_refused(checkpoints: Path, tmp_path: Path, target: str) -> None:
+    targets = {"target_modules": ["q_proj", target]}
+    refused = rf"lora\.target_modules: \S*{target}: .* share their weights.*train_lm_head=true"
+    with pytest.raises(InputError, match=refused) as caught:
+        load(checkpoints / "qwen2", lora=targets)
+    assert "\n" not in str(caught.value)
+    # On a model with weights of their own it is not, and its adapter is refused on a tied one.
+    perturb(load(checkpoints / "mistral", lora=targets)).save_adapter(tmp_path / "adapter")
+    (tmp_path / "adapter" / "base_model.json").unlink()
+    with pytest.raises(InputError, match=r"share their weights"):
+        load(checkpoints / "qwen2", adapter=tmp_path / "adapter")
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+@pytest.mark.filterwarnings("ignore:Input and output embeddings are no longer tied")
+@pytest.mark.parametrize("architecture", ["qwen2", "gpt2"])
+@pytest.mark.parametrize(
+    "lora", [{}, {"target_modules": ".*(q_proj|c_attn)"}, {"train_lm_head": True}]
+)
+def test_adapters_of_tied_models_that_are_accepted_can_be_merged(
+    checkpoints: Path, tmp_path: Path, architecture: str, lora: dict
+) -> None:
+    policy = perturb(load(checkpoints / architecture, lora=lora))
+    policy.save_adapter(tmp_path / "adapter")
+    base = AutoModelForCausalLM.from_pretrained(checkpoints / architecture)
+    merged = PeftModel.from_pretrained(base, str(tmp_path / "adapter")).merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    batch = policy.collate(COMPLETIONS)
+    with torch.no_grad():
+        own = policy.batch_log_probs(batch)
+        # W + BA rounded in float32, through two layers and a sum of log-probabilities near -50.
+        assert sequence_log_probs(again, batch).numpy() == pytest.approx(own.numpy(), abs=1e-3)
+        assert (own - policy.batch_log_probs(batch, adapter=False)).abs().max() > 0.1
+
+
+def test_adapters_with_a_damaged_record_of_their_base_are_refused(
+    checkpoints: Path, tmp_path: Path
+) -> None:
+    load(checkpoints / "mistral").save_adapter(tmp_path / "adapter")
+    for content in (b"{", b"[]", b"{}", b"\xff", b'{"fingerprint": "0"}'):
+        (tmp_path / "adapter" / "base_model.json").write_bytes(content)
+        with pytest.raises(InputError, match=r"base_model\.json: damaged .*; restore it") as caught:
+            load(checkpoints / "mistral", adapter=tmp_path / "adapter")
+        assert "\n" not in str(caught.value)
+
+
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
 @pytest.mark.filterwarnings("ignore:Input and output embeddings are no longer tied")
 def test_merged_adapter_with_a_tied_head_is_the_policy(checkpoints: Path, tmp_path: Path) -> None:

@@ -255,6 +255,35 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path, capsys) ->
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_gives_the_examples_as_the_model_sees_them(tmp_path: Path, capsys) -> None:
+    rows = [
+        {"prompt": "Name a river.", "chosen": "The Elbe.", "rejected": "Garda."},
+        {"prompt": "Name a lake.", "chosen": "Garda.", "rejected": ""},
+    ]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [
+        *("--config", "embedded-text", "recipe=dpo", "--dry-run"),
+        *(f"data.path={path}", "data.answer=chosen", "data.rejected=rejected", "data.folds=1"),
+        *("data.prompts_per_iteration=null", "evaluation.prompts=0", "train.batch_size=2"),
+        *("train.micro_batch_size=1", "selection=null", f"output_dir={tmp_path / 'run'}"),
+    ]
+    river, lake = (f"<s><|user|>Name a {word}.<|assistant|>" for word in ("river", "lake"))
+    assert main([*words, "--json", "-"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["examples"] == [
+        {"prompt": river, "answer": "The Elbe.</s>", "rejected": "Garda.</s>"},
+        {"prompt": lake, "answer": "Garda.</s>", "rejected": "</s>"},
+    ]
+    assert f"{river!r} -> 'The Elbe.</s>'" in captured.err
+    assert main([*words, "--json", str(tmp_path / "plan.json")]) == 0
+    assert f"rejected: {river!r} -> 'Garda.</s>'" in capsys.readouterr().out
+    assert len(json.loads((tmp_path / "plan.json").read_text())["examples"]) == 2
+    for wrong in (["--json", "-"], ["--json", "-", "--dry-run"]):
+        assert main(wrong) == 2
+        assert "--json: goes with" in capsys.readouterr().err
+
+
 # --- stopped and continued ------------------------------------------------------------------------
 
 

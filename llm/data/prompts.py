@@ -28,6 +28,10 @@ class PromptSet:
     held_out: tuple[Prompt, ...]
     dropped: int
 
+    def size_of_iteration(self, iteration: int, count: int | None = None) -> int:
+        """The number of prompts in `of_iteration`, without making the list."""
+        return len(self.folds[iteration % len(self.folds)]) if count is None else count
+
     def of_iteration(self, iteration: int, count: int | None = None) -> list[Prompt]:
         """The prompts of fold t mod F, or the next `count` of them, wrapping around at its end."""
         fold = self.folds[iteration % len(self.folds)]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 
 from games.errors import InputError
 from llm.config.schema import LoraConfig as LoraSettings
@@ -58,7 +59,11 @@ def read_adapter_config(directory: str, lora: LoraSettings) -> LoraConfig:
 
 
 def add_adapter(base, config: LoraConfig) -> PeftModel:
-    """The base model with a new adapter. Raises InputError for unknown target modules."""
+    """The base model with a new adapter.
+
+    Raises InputError for unknown target modules, and for LoRA on one of two layers that share their
+    weights: merging it would change both.
+    """
     with warnings.catch_warnings():
         # GPT-2 stores its linear layers transposed; peft handles it and warns.
         warnings.filterwarnings("ignore", "fan_in_fan_out is set to False")
@@ -69,12 +74,34 @@ def add_adapter(base, config: LoraConfig) -> PeftModel:
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
         try:
             model = get_peft_model(base, config)
-        except ValueError as error:
-            raise InputError(f"lora.target_modules: {str(error).splitlines()[0]}") from error
+        except Exception as error:  # peft raises ValueError, TypeError, re.error, ...
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(f"lora.target_modules: {reason}") from error
+    _check_tied(model)
     for name, module in model.named_modules():
         if "modules_to_save." in name and isinstance(module, torch.nn.Linear):
             _train_in_float32(module)
     return model
+
+
+def _check_tied(model: PeftModel) -> None:
+    """Raises InputError for LoRA on the LM head or the embeddings where these share weights."""
+    base = model.get_base_model()
+    layers = base.get_input_embeddings(), base.get_output_embeddings()
+    weights = [getattr(getattr(layer, "base_layer", layer), "weight", None) for layer in layers]
+    if weights[0] is None or weights[0] is not weights[1]:
+        return
+    adapted = [
+        name.removeprefix("base_model.model.")
+        for name, module in model.named_modules()
+        if isinstance(module, BaseTunerLayer) and any(module is layer for layer in layers)
+    ]
+    if adapted:
+        raise InputError(
+            f"lora.target_modules: {' and '.join(adapted)}: the LM head and the embeddings of this "
+            "model share their weights, so that LoRA on one of them cannot be merged; leave it "
+            "out, or set lora.train_lm_head=true to train a copy of the head"
+        )
 
 
 def _train_in_float32(module: torch.nn.Linear) -> None:
@@ -95,8 +122,15 @@ def check_base(directory: str | Path, base: dict[str, str]) -> None:
     """
     record = Path(directory) / BASE_MODEL_RECORD
     if record.is_file():
-        trained_on = json.loads(record.read_text())
-        same = trained_on["fingerprint"] == base["fingerprint"]
+        try:
+            trained_on = json.loads(record.read_text(encoding="utf-8"))
+            same = trained_on["fingerprint"] == base["fingerprint"]
+            trained_on["path"]
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+            raise InputError(
+                f"{record}: damaged ({type(error).__name__}); restore it, or delete it if the "
+                f"adapter was trained on model.path={base['path']}"
+            ) from error
     else:
         with naming_field("model.adapter", directory):
             settings = json.loads((Path(directory) / "adapter_config.json").read_text())

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import heapq
 import shutil
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from rich.console import Console
@@ -13,6 +16,8 @@ from transformers.utils.hub import cached_file
 from games.errors import InputError
 from llm.config.loading import to_yaml
 from llm.config.schema import TrainConfig
+from llm.config.section import as_dict
+from llm.data.examples import Examples
 from llm.data.prompts import PromptSet
 from llm.embedded import resolve
 from llm.judges.build import check_judge_files
@@ -20,7 +25,6 @@ from llm.policy.fitting import accumulation
 from llm.policy.model import Policy
 from llm.run.setup import check_batches, check_sampler, checked, encoded, shape_of, target_lines
 from llm.sources.base import Source
-from llm.storage.chunks import chunks
 from llm.storage.directory import find_run
 from llm.storage.files import read_json, read_rows
 from llm.storage.provenance import hardware
@@ -28,10 +32,16 @@ from llm.storage.provenance import hardware
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
-def print_plan(config: TrainConfig, console: Console) -> None:
+EXAMPLES = 100  # at most, in the JSON form of the plan
+
+
+def print_plan(config: TrainConfig, console: Console) -> dict[str, Any]:
     """Checks configuration, data, template, judge files and disk, and prints the plan.
 
-    Raises InputError for what would stop the run.
+    Returns the plan as values that JSON can hold. `examples` are those that are trained on, in the
+    order of the data, at most `EXAMPLES` of them: prompt, answer and rejected answer as text after
+    decoding their tokens; null for an answer that the data do not contain. Raises InputError for
+    what would stop the run.
     """
 
     def say(name: str, text: object) -> None:
@@ -59,8 +69,10 @@ def print_plan(config: TrainConfig, console: Console) -> None:
     longest = max(len(p.token_ids) for fold in (*prompts.folds, prompts.held_out) for p in fold)
     folds = " + ".join(str(len(fold)) for fold in prompts.folds)
     say("prompts", f"{folds}, {len(prompts.held_out)} held out, {prompts.dropped} too long")
-    say("", f"longest {longest} tokens; the first as the model sees it:")
-    say("", repr(policy.tokenizer.decode(list(prompts.folds[0][0].token_ids))))
+    shown = decoded_examples(policy, prompts, examples)
+    say("", f"longest {longest} tokens; the first example as the model sees it:")
+    for text in example_lines(shown[0]):
+        say("", text)
 
     judge = judge_size(config)
     if config.judge.kind == "none":
@@ -76,7 +88,7 @@ def print_plan(config: TrainConfig, console: Console) -> None:
     steps = items // config.train.batch_size * config.train.epochs
     say(
         "iteration",
-        f"{uses.asked} prompts in {len(chunks(uses.asked, config.chunk_size))} chunks: "
+        f"{uses.asked} prompts in {-(-uses.asked // config.chunk_size)} chunks: "
         f"{uses.sampled} responses sampled, {uses.comparisons} pairs compared; "
         f"{uses.trained} responses trained on in {steps} optimizer steps of "
         f"{accumulation(config.train, 1)} micro-batches on one process",
@@ -98,6 +110,56 @@ def print_plan(config: TrainConfig, console: Console) -> None:
         )
     say("time", time_of(config, prompts, uses))
     console.print(to_yaml(config), markup=False, highlight=False, end="")
+    return {
+        "run": str(run.path),
+        "finished": run.finished,
+        "rule": rule.name,
+        "fit": fit.name,
+        "eta": rule.eta_at(0),
+        "parameters": {"model": base, "trained": trained, "judge": judge},
+        "prompts": {
+            "folds": [len(fold) for fold in prompts.folds],
+            "held_out": len(prompts.held_out),
+            "dropped": prompts.dropped,
+            "longest": longest,
+        },
+        "iteration": asdict(uses) | {"optimizer_steps": steps},
+        "memory_bytes": parts,
+        "disk_bytes": needed,
+        "examples": shown,
+        "config": as_dict(config),
+    }
+
+
+def decoded_examples(
+    policy: Policy, prompts: PromptSet, examples: Examples
+) -> list[dict[str, str | None]]:
+    """[{prompt, answer, rejected}] in the order of the data: exactly what the tokens are."""
+    order = {p.where: i for group in examples.groups for i, p in enumerate(group)}
+    each = (prompt for fold in prompts.folds for prompt in fold)
+    first = heapq.nsmallest(EXAMPLES, each, key=lambda prompt: order[prompt.where])
+
+    def text(ids: Sequence[int]) -> str:
+        decoded = policy.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)
+        return str(decoded)
+
+    return [
+        dict(
+            zip(
+                ("prompt", "answer", "rejected"),
+                [text(p.token_ids), *map(text, p.answers), None, None],
+                strict=False,
+            )
+        )
+        for p in first
+    ]
+
+
+def example_lines(example: dict[str, str | None]) -> list[str]:
+    """An example in the plan: the prompt, and each answer after it."""
+    prompt, answer, rejected = example["prompt"], example["answer"], example["rejected"]
+    lines = [repr(prompt) if answer is None else f"{prompt!r} -> {answer!r}"]
+    return lines if rejected is None else [*lines, f"rejected: {prompt!r} -> {rejected!r}"]
 
 
 @dataclass(frozen=True)

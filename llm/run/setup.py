@@ -126,8 +126,8 @@ def encoded(config: TrainConfig, policy: Policy, examples: Examples) -> PromptSe
 def check_batches(source: Source, fit: Fit, prompts: PromptSet) -> None:
     """Raises InputError where an iteration is less than a batch, or surely exceeds a budget."""
     for t in range(len(prompts.folds)):
-        asked = prompts.of_iteration(t, source.config.data.prompts_per_iteration)
-        source.check_batches(fit, len(asked))
+        asked = prompts.size_of_iteration(t, source.config.data.prompts_per_iteration)
+        source.check_batches(fit, asked)
 
 
 def check_sampler(
@@ -141,8 +141,8 @@ def check_sampler(
         check_termination(policy)
         accumulation(config.gflownet, processes)
         for t in range(len(prompts.folds)):
-            asked = prompts.of_iteration(t, config.data.prompts_per_iteration)
-            sampler_steps(config.gflownet, len(asked))
+            asked = prompts.size_of_iteration(t, config.data.prompts_per_iteration)
+            sampler_steps(config.gflownet, asked)
 
 
 def evaluation_prompts(prompts: PromptSet) -> Sequence[Prompt]:
