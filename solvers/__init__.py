@@ -8,9 +8,9 @@ array([0.333, 0.333, 0.333])
 
 from .divergences import Divergence, parse
 from .gap import duality_gap
+from .loop import Solution, Status, solve
 from .plays import Measure, Plays
 from .rules import RULES, UpdateRule, get_rule
-from .solve import Solution, Status, solve
 from .steps import step
 from .update import Update
 

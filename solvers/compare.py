@@ -13,9 +13,9 @@ from games import MatrixGame, SymmetricGame
 from games.errors import InputError
 
 from .equilibrium import Equilibrium, equilibrium
+from .loop import Solution, solve
 from .rates import lipschitz, predicted_kl
 from .rules import RULES, StepSize, UpdateRule, accepts, get_rule
-from .solve import Solution, solve
 from .theory import constant
 
 Game = SymmetricGame | MatrixGame

@@ -21,7 +21,7 @@ from .divergences import Divergence
 from .equilibrium import Equilibrium, equilibrium, references_of
 from .gap import duality_gap
 from .kernels import CHI2, FORWARD_KL, HELLINGER, JS, REVERSE_KL, Kernel, alpha_kernel
-from .solve import Status
+from .loop import Status
 
 
 def equilibrium_by_cvxpy(

@@ -18,9 +18,9 @@ from .divergences import Divergence
 from .faces import MARGIN, finish, is_equilibrium
 from .gap import duality_gap
 from .interior_point import Iterate, Problem, Result, interior_point, newton
+from .loop import Status
 from .simplex import simplex
 from .skew import Bipartite, Simplices, Skew, pick
-from .solve import Status
 
 # Largest gap of a converged equilibrium, in units of the preference, or see `_tolerance`.
 TOLERANCE = 1e-12

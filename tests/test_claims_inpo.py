@@ -17,8 +17,8 @@ from solvers.claims.inpo import regret
 from solvers.claims.instances import Instances
 from solvers.claims.ledger import trajectory
 from solvers.equilibrium import equilibrium
+from solvers.loop import kl_divergence
 from solvers.rules import RULES, current_anchor
-from solvers.solve import kl_divergence
 from solvers.theory import harmonic
 from tests.strategies import games_with_reference, random_policy, seeds
 

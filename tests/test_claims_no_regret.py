@@ -15,8 +15,8 @@ from solvers import duality_gap, get_rule
 from solvers.claims import Setting, Verdict, claims
 from solvers.claims.ledger import trajectory
 from solvers.claims.no_regret import kinds
+from solvers.loop import kl_divergence
 from solvers.rules import RULES
-from solvers.solve import kl_divergence
 from tests.strategies import games, random_policy, seeds
 
 MINE = {claim.name: claim for claim in claims() if claim.module == "no_regret"}

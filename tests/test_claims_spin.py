@@ -23,9 +23,9 @@ from solvers.claims.alpha_spin import (
     total_variation,
 )
 from solvers.fits import get_fit
+from solvers.loop import kl_divergence
 from solvers.plays import Measure
 from solvers.rules import RULES, current_anchor, log_odds
-from solvers.solve import kl_divergence
 from tests.strategies import random_policy, seeds, sizes
 
 MINE = {claim.name: claim for claim in claims() if claim.module == "alpha_spin"}

@@ -22,7 +22,7 @@ from solvers import RULES, Status, compare, duality_gap, outputs, parse, solve
 from solvers import console as console_module
 from solvers.__main__ import main
 from solvers.cli import commands
-from solvers.solve import kl_divergence
+from solvers.loop import kl_divergence
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the files of known games are not here")

@@ -33,7 +33,7 @@ from llm.judges.build import build_judge
 from llm.policy.log_probs import PromptResponse
 from llm.policy.model import Policy
 from solvers.arrays import logsumexp, normalize
-from solvers.solve import kl_divergence
+from solvers.loop import kl_divergence
 
 FACTS = json.loads((HERE / "text" / "training.json").read_text())
 

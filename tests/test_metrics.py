@@ -40,8 +40,8 @@ from llm.train import main, run_training
 from solvers import duality_gap
 from solvers.arrays import against, dot
 from solvers.divergences import parse
+from solvers.loop import kl_divergence
 from solvers.rules import get_rule
-from solvers.solve import kl_divergence
 
 # The sentences of nltk's documentation of sentence_bleu, from Papineni et al. (2002).
 GUIDE = (

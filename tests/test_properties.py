@@ -14,6 +14,7 @@ from games import DataGame, MatrixGame, zoo
 from solvers import Plays, Status, duality_gap, get_rule, parse, solve, step
 from solvers.arrays import normalize
 from solvers.equilibrium import equilibrium
+from solvers.loop import kl_divergence, spin_target
 from solvers.plays import memory_fields
 from solvers.rates import (
     lipschitz,
@@ -24,7 +25,6 @@ from solvers.rates import (
     theory_step,
 )
 from solvers.rules import RULES
-from solvers.solve import kl_divergence, spin_target
 from solvers.theory import harmonic
 from tests.strategies import (
     divergences,

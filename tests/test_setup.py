@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from collections.abc import Collection, Mapping
 from graphlib import CycleError, TopologicalSorter
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -107,6 +109,15 @@ def test_packages_of_llm_import_only_those_before_them() -> None:
         for other in others:
             if other.startswith("llm."):
                 assert LLM_ORDER.index(other.split(".")[1]) <= place, f"{name} imports {other}"
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_no_module_is_named_like_an_object_that_its_package_exports(package: str) -> None:
+    exported = set(importlib.import_module(package).__all__)
+    inside = {name.split(".")[1] for name in MODULES if name.startswith(f"{package}.")}
+    modules = importlib.import_module(package).__dict__
+    clash = {name for name in exported & inside if not isinstance(modules.get(name), ModuleType)}
+    assert clash == set()
 
 
 def test_no_module_only_re_exports_another() -> None:

@@ -34,7 +34,7 @@ from llm.policy.log_probs import PromptResponse, collate, sequence_log_probs
 from llm.policy.model import Policy
 from llm.sampling.transformers_engine import sample
 from solvers.arrays import normalize
-from solvers.solve import kl_divergence
+from solvers.loop import kl_divergence
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"

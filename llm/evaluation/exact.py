@@ -16,8 +16,8 @@ from llm.embedded import HERE, PREFIX, grammar
 from llm.embedded import game as embedded_game
 from solvers import duality_gap, solve
 from solvers.equilibrium import equilibrium
+from solvers.loop import spin_target
 from solvers.rules import UpdateRule
-from solvers.solve import spin_target
 
 if TYPE_CHECKING:
     from llm.policy.log_probs import PromptResponse

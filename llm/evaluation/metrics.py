@@ -30,7 +30,7 @@ from llm.evaluation.exact import EnumeratedGame, ExactSolution, StyleGame, targe
 from llm.evaluation.statistics import Estimate, over_prompts, self_bleu
 from llm.storage.files import Record
 from solvers.arrays import against
-from solvers.solve import kl_divergence
+from solvers.loop import kl_divergence
 
 if TYPE_CHECKING:
     from llm.policy.model import Policy

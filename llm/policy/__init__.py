@@ -1,1 +1,1 @@
-"""The model that is trained: base model and LoRA adapter, log-probabilities, and the training phase."""
+"""The trained model: base model and LoRA adapter, log-probabilities, the training phase."""

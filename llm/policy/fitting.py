@@ -123,11 +123,16 @@ class FitTrainer(Trainer):
     def __init__(self, *args: Any, loss: Callable[..., torch.Tensor], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.loss = loss
-        self.model_accepts_loss_kwargs = (
-            False  # the loss is a mean: the Trainer scales it for accumulation
-        )
+        # The loss is a mean: the Trainer scales it for accumulation.
+        self.model_accepts_loss_kwargs = False
 
-    def compute_loss(self, model: Any, inputs: dict, return_outputs: bool = False, **_: Any) -> Any:
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict,
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
         """The fit's loss on a micro-batch."""
         return self.loss(model, inputs)
 

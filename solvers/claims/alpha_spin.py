@@ -12,9 +12,9 @@ import numpy as np
 
 from ..arrays import logsumexp, normalize
 from ..fits import get_fit
+from ..loop import kl_divergence, spin_target
 from ..plays import Measure, Plays
 from ..rules import UpdateRule
-from ..solve import kl_divergence, spin_target
 from ..steps import step
 from .instances import apart, dependence
 from .ledger import (

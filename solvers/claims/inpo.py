@@ -19,8 +19,8 @@ from ..divergences import reverse_kl
 from ..equilibrium import equilibrium
 from ..fits import get_fit
 from ..gap import duality_gap
+from ..loop import kl_divergence
 from ..plays import Plays
-from ..solve import kl_divergence
 from ..steps import step
 from ..theory import harmonic
 from ..tournament import tournament_of

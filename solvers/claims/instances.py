@@ -13,8 +13,8 @@ from ..arrays import Array, against, dot
 from ..divergences import reverse_kl
 from ..equilibrium import equilibrium
 from ..gap import duality_gap
+from ..loop import kl_divergence
 from ..plays import Plays
-from ..solve import kl_divergence
 from .ledger import Setting, largest, random_policies
 
 TAUS = (0.01, 0.1, 1.0, 10.0)

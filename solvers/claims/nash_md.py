@@ -9,7 +9,7 @@ import numpy as np
 from games import zoo
 
 from ..arrays import against, normalize
-from ..solve import kl_divergence
+from ..loop import kl_divergence
 from ..steps import step
 from ..theory import harmonic
 from .instances import TAUS, Instances

@@ -16,7 +16,7 @@ from ..arrays import against, normalize
 from ..divergences import reverse_kl
 from ..equilibrium import equilibrium
 from ..gap import duality_gap
-from ..solve import kl_divergence, solve
+from ..loop import kl_divergence, solve
 from .instances import apart
 from .ledger import (
     ROUNDING,

@@ -17,8 +17,8 @@ from .. import outputs
 from ..compare import Run, Skipped, compare, run
 from ..console import ProgressBar, print_path
 from ..equilibrium import Equilibrium, equilibrium
+from ..loop import Status, kl_divergence
 from ..rules import get_rule
-from ..solve import Status, kl_divergence
 from . import tables
 from .arguments import Game, check_outputs, named_game, named_reference, report_console
 

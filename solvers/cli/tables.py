@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..compare import Run, Skipped
-from ..solve import Status
+from ..loop import Status
 
 MOST_ACTIONS = 20
 

@@ -10,9 +10,9 @@ from ...arrays import against, dot, normalize
 from ...divergences import parse
 from ...equilibrium import equilibrium
 from ...fits import get_fit
+from ...loop import kl_divergence
 from ...plays import Diagonal, Plays
 from ...rules import get_rule
-from ...solve import kl_divergence
 from ...steps import step
 from ..ledger import (
     Chart,

@@ -12,8 +12,8 @@ from ...arrays import dot, normalize
 from ...divergences import parse
 from ...equilibrium import equilibrium
 from ...gap import duality_gap
+from ...loop import kl_divergence
 from ...plays import Plays
-from ...solve import kl_divergence
 from ...steps import step
 from ..ledger import (
     Chart,

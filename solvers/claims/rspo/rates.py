@@ -12,8 +12,8 @@ from games import PreferenceGame, SkewGame, zoo
 from ...arrays import normalize
 from ...divergences import Divergence, parse
 from ...equilibrium import equilibrium
+from ...loop import kl_divergence
 from ...rates import lipschitz
-from ...solve import kl_divergence
 from ..ledger import (
     Chart,
     Curve,

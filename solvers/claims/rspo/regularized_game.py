@@ -10,10 +10,10 @@ from ...arrays import against, dot
 from ...divergences import Divergence, parse, reverse_kl
 from ...equilibrium import equilibrium
 from ...gap import duality_gap
+from ...loop import kl_divergence
 from ...plays import Plays
 from ...rates import lipschitz
 from ...rules import UpdateRule
-from ...solve import kl_divergence
 from ...steps import step
 from ..ledger import (
     Finding,

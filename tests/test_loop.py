@@ -11,7 +11,7 @@ import pytest
 
 from games import DataGame, InputError, MatrixGame, PreferenceGame, SaddlePointGame, SkewGame, zoo
 from solvers import RULES, Plays, Status, duality_gap, get_rule, parse, saddle, solve, step
-from solvers.solve import kl_divergence, spin_target
+from solvers.loop import kl_divergence, spin_target
 from tests.strategies import random_game, random_policy
 
 SKEWED_RPS = random_policy(0, 3)
