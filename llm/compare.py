@@ -48,10 +48,9 @@ from typing import TextIO
 
 from rich.console import Console
 
-from games.errors import InputError
 from llm.config.loading import shipped_configs
 from llm.config.recipes import describe_recipes, recipes, with_recipe
-from llm.run.lifecycle import Interrupted, fail, quiet_libraries
+from llm.run.lifecycle import exit_code, quiet_libraries
 from llm.storage.chunks import World
 from llm.train import run_training
 from solvers import outputs
@@ -66,17 +65,9 @@ PLAIN_WIDTH = 180  # of tables that go to a file or a pipe
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; its exit code: 0, 1 for a run that stopped, 2 for bad input."""
-    try:
-        arguments = _parser().parse_intermixed_args(argv)
-        quiet_libraries()
-        return _command(arguments)
-    except InputError as error:
-        return fail(error, 2)
-    except Interrupted as error:
-        return fail(error, 1)
-    except KeyboardInterrupt:
-        return fail(Interrupted("interrupted; the same command continues"), 1)
+    """The command; returns an exit code, see `exit_code`."""
+    quiet_libraries()
+    return exit_code(lambda: _command(_parser().parse_intermixed_args(argv)))
 
 
 def _command(arguments: argparse.Namespace) -> int:

@@ -21,7 +21,7 @@ from games.errors import InputError
 from llm.config.help import describe
 from llm.config.loading import load_config, shipped_configs, split_override
 from llm.config.schema import TrainConfig
-from llm.run.lifecycle import Interrupted, fail, quiet_libraries, started
+from llm.run.lifecycle import exit_code, quiet_libraries, started
 from llm.storage.chunks import World
 from llm.storage.directory import RunDirectory, find_run
 
@@ -46,7 +46,7 @@ def run_training(config: TrainConfig, console: Console | None = None) -> RunDire
     run = world.share(find_run(config) if world.is_main else None)
     metrics = load_metrics(config.evaluation.metrics)
     report = Report(console or Console(), config.iterations, metrics, quiet=not world.is_main)
-    if run.finished:
+    if run.finished_for(config.iterations):
         for line in (f"{run.path}: finished", *table(run.metrics(), metrics)):
             report.say(line)
         return run
@@ -54,9 +54,11 @@ def run_training(config: TrainConfig, console: Console | None = None) -> RunDire
     # torch and transformers are imported here: help and bad configurations do not need them.
     from llm.run.session import Session
     from llm.run.setup import prepare
+    from llm.run.stored_data import check_stored_prompts
 
     parts = prepare(config, world)
     source, rule, fit = parts.source, parts.rule, parts.fit
+    check_stored_prompts(run, config, source, parts.prompts)
     with started(run, config, world, report):
         session = Session(config, parts, run, world, report)
         stages = session.stages
@@ -80,21 +82,20 @@ train = run_training
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns 0, 1 for a run that stopped, or 2 for bad input."""
+    """The command; returns an exit code, see `exit_code`."""
     arguments = _parser().parse_intermixed_args(argv)
     quiet_libraries()
-    try:
-        if arguments.json is not None and not (arguments.dry_run and arguments.config):
-            raise InputError("--json: goes with --dry-run and --config; add both, or leave it out")
-        for config in _configs(arguments.config, arguments.overrides):
-            if arguments.dry_run:
-                _plan(config, arguments.json)
-            else:
-                run_training(config)
-    except InputError as error:
-        return fail(error, 2)
-    except Interrupted as error:
-        return fail(error, 1)
+    return exit_code(lambda: _command(arguments))
+
+
+def _command(arguments: argparse.Namespace) -> int:
+    if arguments.json is not None and not (arguments.dry_run and arguments.config):
+        raise InputError("--json: goes with --dry-run and --config; add both, or leave it out")
+    for config in _configs(arguments.config, arguments.overrides):
+        if arguments.dry_run:
+            _plan(config, arguments.json)
+        else:
+            run_training(config)
     World.join(dict(os.environ)).leave()
     return 0
 

@@ -17,7 +17,7 @@ from games import InputError, zoo
 from games.loading import KINDS
 
 from .claims.parser import add_parser as add_claims
-from .console import Parser
+from .console import Parser, unexpected
 from .divergences import NAMES
 from .rules import DEFAULT_TAU, RULES
 
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
     0: done, whether or not a run converged. 1: a run of `solve` diverged. 2: bad
-    input, one line on standard error. 130: interrupted.
+    input, one line on standard error. 70: an unexpected error. 130: interrupted.
     """
     try:
         args = _parser().parse_args((sys.argv[1:] if argv is None else argv) or ["compare"])
@@ -48,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _forget_output()
         return 1
+    except Exception as error:
+        print(f"solvers: {unexpected(error)}", file=sys.stderr)
+        return 70
 
 
 def _command(name: str) -> Callable[[Namespace], int]:

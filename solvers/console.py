@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import time
+import traceback
 from argparse import ArgumentParser
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
@@ -31,6 +33,15 @@ def make_console(stream: TextIO, width: int = 160) -> Console:
     narrow = stream.isatty() or "COLUMNS" in os.environ
     chosen = None if narrow else width
     return Console(file=stream, width=chosen, markup=False, emoji=False, highlight=False)
+
+
+def unexpected(error: Exception) -> str:
+    """One line on an error that should not have happened; its traceback is written to a file."""
+    handle, name = tempfile.mkstemp(prefix="nashplay-error-", suffix=".txt")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        traceback.print_exception(error, file=file)
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"unexpected {reason} (traceback in {name}; please report it with this file)"
 
 
 def print_path(console: Console, path: Path) -> None:

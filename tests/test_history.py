@@ -22,11 +22,12 @@ from llm.policy.iterates import required_iterates
 from llm.policy.log_probs import PromptResponse
 from llm.policy.model import Policy
 from llm.run import session, setup
+from llm.run.lifecycle import Interrupted
 from llm.sampling.responses import Responses
 from llm.sampling.token_mixture import token_mixture_log_probs
 from llm.sources import source_of
 from llm.storage.chunks import Work
-from llm.train import Interrupted, main
+from llm.train import main
 from solvers.fits import Items
 from solvers.plays import Plays
 from solvers.rules import UpdateRule, get_rule, win_rate

@@ -37,11 +37,11 @@ from llm.policy.log_probs import PromptResponse
 from llm.policy.model import Policy
 from llm.run import comparison
 from llm.run.comparison import Comparison, Entry, base_of, budget_of
+from llm.run.lifecycle import Interrupted
 from llm.sampling.responses import Responses
 from llm.storage.chunks import Work
 from llm.storage.directory import RunDirectory
 from llm.storage.files import read_rows
-from llm.train import Interrupted
 from solvers import style
 
 # A run of a second.

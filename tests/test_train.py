@@ -36,12 +36,13 @@ from llm.judges.stored import judge_responses
 from llm.policy import fitting
 from llm.policy.log_probs import PromptResponse
 from llm.policy.model import Policy
+from llm.run.lifecycle import Interrupted
 from llm.run.setup import rule_and_fit, target_lines
 from llm.sampling import transformers_engine
 from llm.sampling.responses import Responses
 from llm.sources import source_of, stages
 from llm.storage.chunks import Work
-from llm.train import Interrupted, main, train
+from llm.train import main, train
 from solvers.rules import UpdateRule, win_rate
 from tests.tiny_judges import save_pairrm
 from tests.tiny_models import save_causal_lm

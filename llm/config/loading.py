@@ -153,6 +153,8 @@ def differences(old: TrainConfig, new: TrainConfig) -> tuple[list[str], list[str
     The former include every object of `old` that has no import path.
     """
     before, after, free = flatten(old), flatten(new), set(_may_change())
+    if new.iterations > old.iterations:  # a run can be extended: no step depends on their number
+        free.add("iterations")
     lost = unsavable(old)
     refused, allowed = [], []
     for name, value in after.items():

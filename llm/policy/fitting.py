@@ -24,12 +24,16 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from games.errors import InputError
 from llm.config.schema import FittingConfig, GFlowNetConfig
+from llm.policy.interrupts import deferred
 from llm.policy.log_probs import PromptResponse, collate, sequence_log_probs
 from llm.policy.model import Policy
 from llm.storage.chunks import World
 from solvers.divergences import Divergence
 from solvers.fits import Fit, Items, direct_forward_kl
 
+# A loss this many times larger than at the start of an iteration has diverged. Recipes reach at
+# most 30; runs that were lost went from 1.6 to 4.6e12.
+DIVERGED = 1000
 COMPLETE = "whole"  # file in a Trainer checkpoint, written last
 
 
@@ -142,16 +146,26 @@ class FitTrainer(Trainer):
 
 
 class _Checkpoints(TrainerCallback):
-    """Marks a checkpoint as complete when all of it is on disk, and reports steps."""
+    """Marks a checkpoint as complete when all of it is on disk, and reports steps.
 
-    def __init__(self, world: World, on_steps: Callable[[int], object]) -> None:
-        self.world, self.on_steps = world, on_steps
+    Writes one and ends the training where `should_stop()` is true after a step.
+    """
+
+    def __init__(
+        self, world: World, on_steps: Callable[[int], object], should_stop: Callable[[], bool]
+    ) -> None:
+        self.world, self.on_steps, self.should_stop = world, on_steps, should_stop
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.on_steps(state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.on_steps(1)
+        if self.should_stop():
+            control.should_save = control.should_training_stop = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        check_losses([line["loss"] for line in state.log_history if "loss" in line])
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.world.barrier()  # every process writes its random state into it
@@ -249,7 +263,7 @@ def fit_policy(
     """Trains π_θ on the rows; the loss of each optimizer step.
 
     Continues from the last complete checkpoint in `directory`. Raises FloatingPointError if the
-    loss becomes NaN or infinite.
+    loss diverges, and KeyboardInterrupt, after a checkpoint, on a signal.
     """
     policy.adapter = None  # the weights are about to change
     ordered = InOrder.shuffled(rows, settings.batch_size, settings.epochs, seed)
@@ -261,14 +275,33 @@ def fit_policy(
         args=training_arguments(settings, directory, world, seed[0], policy.device.type == "cpu"),
         train_dataset=ordered,
         data_collator=lambda batch: batch_of(batch, policy.pad_token_id, dtype),
-        callbacks=[_Checkpoints(world, on_steps)],
+        callbacks=[_Checkpoints(world, on_steps, lambda: interrupted())],
         loss=lambda model, batch: batch_loss(model, batch, fit, temperature, lam, regularizer),
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=last_complete_checkpoint(directory, world))
+    # Several processes would not all be interrupted after the same step.
+    with deferred(enabled=world.size == 1) as interrupted:
+        trainer.train(resume_from_checkpoint=last_complete_checkpoint(directory, world))
+    if interrupted():
+        raise KeyboardInterrupt
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
-    if not all(map(math.isfinite, losses)):
-        raise FloatingPointError(
-            "the loss became NaN or infinite; lower eta or train.learning_rate, or use fit=proximal"
-        )
+    check_losses(losses)
     return losses
+
+
+def check_losses(losses: Sequence[float]) -> None:
+    """Raises FloatingPointError if the losses of an iteration's steps are not finite or diverge.
+
+    A loss diverges if it exceeds `DIVERGED` times the largest of the first ten, and of 1.
+    """
+    start = max([1.0, *losses[:10]])
+    for step, loss in enumerate(losses, start=1):
+        grown = step > 10 and loss > DIVERGED * start
+        if grown or not math.isfinite(loss):
+            found = (
+                f"grew from {losses[0]:.3g} to {loss:.3g}" if grown else "became NaN or infinite"
+            )
+            raise FloatingPointError(
+                f"the loss {found} at step {step} of the iteration; lower eta or "
+                "train.learning_rate, or use fit=proximal"
+            )

@@ -6,14 +6,16 @@ import errno
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from games.errors import InputError
 from llm.config.schema import TrainConfig
+from llm.policy.interrupts import interruptible
 from llm.storage.chunks import World
 from llm.storage.directory import RunDirectory
+from solvers.console import unexpected
 
 if TYPE_CHECKING:
     from llm.evaluation.report import Report
@@ -52,6 +54,8 @@ def resumable(run: RunDirectory) -> Iterator[None]:
         raise _stopped(run, str(error)) from error
     except KeyboardInterrupt as error:
         raise _stopped(run, "interrupted") from error
+    except SystemExit as error:
+        raise _stopped(run, f"SystemExit: some code called sys.exit({error.code!r})") from error
     except Exception as error:
         # safetensors and torch raise errors of their own when the disk is full.
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
@@ -98,8 +102,27 @@ def quiet_libraries() -> None:
     logging.getLogger("llm").addHandler(handler)
 
 
-def fail(error: Exception, code: int) -> int:
-    """Prints the error, once for all processes; returns the exit code."""
+def exit_code(command: Callable[[], int]) -> int:
+    """Runs a command; what it raises becomes one line on standard error and an exit code.
+
+    2: invalid input, nothing is lost. 1: the run stopped, and the same command continues it. 70: an
+    unexpected error, whose traceback is in a file.
+    """
+    try:
+        with interruptible():
+            return command()
+    except InputError as error:
+        return _fail(str(error), 2)
+    except Interrupted as error:
+        return _fail(str(error), 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted before the run was started", 1)
+    except Exception as error:
+        return _fail(unexpected(error), 70)
+
+
+def _fail(message: str, code: int) -> int:
+    """Prints the message, once for all processes."""
     if os.environ.get("RANK", "0") == "0":
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {message}", file=sys.stderr)
     return code

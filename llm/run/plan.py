@@ -50,9 +50,8 @@ def print_plan(config: TrainConfig, console: Console) -> dict[str, Any]:
     source, fit, examples = checked(config)
     rule = source.rule
     run = find_run(config)
-    state = (
-        "finished" if run.finished else f"{run.trained()} of {config.iterations} iterations done"
-    )
+    finished = run.finished_for(config.iterations)
+    state = "finished" if finished else f"{run.trained()} of {config.iterations} iterations done"
     say("run", f"{run.path} ({state})")
     say("rule", f"{rule.name}, fit {fit.name}, eta {rule.eta_at(0):g}")
     for line in target_lines(source, fit):
@@ -112,7 +111,7 @@ def print_plan(config: TrainConfig, console: Console) -> dict[str, Any]:
     console.print(to_yaml(config), markup=False, highlight=False, end="")
     return {
         "run": str(run.path),
-        "finished": run.finished,
+        "finished": finished,
         "rule": rule.name,
         "fit": fit.name,
         "eta": rule.eta_at(0),

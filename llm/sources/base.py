@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -102,6 +102,10 @@ class Source(ABC):
     def is_consistent(self, fit: Fit) -> bool:
         """Whether the fit approaches the rule's step in expectation over these examples."""
         return fit.is_consistent(sampled=True)
+
+    def pooled(self, t: int) -> Sequence[int]:
+        """The iterations whose prompts iteration t trains on, newest first."""
+        return [t]
 
     def required_iterates(self, t: int) -> list[int]:
         """The iterates under which iteration t needs log-probabilities of its responses."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -56,7 +56,7 @@ class Demonstrations(Source):
 
     def responses(self, t: int, stages: Stages) -> Responses:
         """The answers and draws of the last `pooled_iterations` iterations."""
-        pooled = range(t, max(t - self.config.pooled_iterations, -1), -1)
+        pooled = self.pooled(t)
         drawn = [row for u in pooled for row in stages.draw_opponents(u, t, self.rule)]
         prompts = [prompt for u in pooled for prompt in stages.prompts(u)]
         return stages.add_log_probs(t, with_answers(prompts, drawn))
@@ -69,6 +69,10 @@ class Demonstrations(Source):
     def example_preference(self) -> np.ndarray | None:
         """None, as `preferences`."""
         return None
+
+    def pooled(self, t: int) -> Sequence[int]:
+        """The last `pooled_iterations` iterations."""
+        return range(t, max(t - self.config.pooled_iterations, -1), -1)
 
     def required_iterates(self, t: int) -> list[int]:
         """Only the magnet: the opponent is known by its samples."""

@@ -27,7 +27,7 @@ from pathlib import Path
 from games.errors import InputError
 from llm.config.loading import differences, load_config, to_yaml
 from llm.config.schema import TrainConfig
-from llm.storage.files import Record, read_json, read_rows, write_rows, write_text
+from llm.storage.files import Record, read_json, read_rows, remove_directory, write_rows, write_text
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,13 @@ class RunDirectory:
 
     @property
     def finished(self) -> bool:
-        """Whether the run has its final adapter."""
-        return (self.path / "final").is_dir()
+        """Whether the run has its final adapter, complete."""
+        return (self.path / "final" / "adapter_model.safetensors").is_file()
+
+    def finished_for(self, iterations: int) -> bool:
+        """Whether it is finished and was started with at least that many iterations."""
+        stored = self.path / "config.yaml"
+        return self.finished and load_config(stored).iterations >= iterations
 
     def iteration(self, t: int) -> Path:
         """The directory of iteration t = 0, 1, …"""
@@ -82,6 +87,9 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             with (self.path / "run.log").open("a", encoding="utf-8") as stream:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Of a run that is extended. Before the configuration: a kill between the two
+                # leaves an unfinished run, not a finished one of the new length.
+                remove_directory(self.path / "final")
                 write_text(self.path / "config.yaml", to_yaml(config))
                 history = read_json(self.path / "provenance.json", {"starts": []})["starts"]
                 text = json.dumps({"starts": [*history, provenance]}, indent=1)
@@ -105,7 +113,14 @@ def find_run(config: TrainConfig) -> RunDirectory:
         return RunDirectory(next_free(path))
     kept = path / "config.yaml"
     if kept.is_file():
-        refused, _ = differences(load_config(kept), config)
+        stored = load_config(kept)
+        if config.iterations < stored.iterations:
+            raise InputError(
+                f"iterations={config.iterations}: the run in output_dir={path} has "
+                f"iterations={stored.iterations}; a run can be extended but not shortened: give at "
+                "least as many, or another output_dir"
+            )
+        refused, _ = differences(stored, config)
         if refused:
             raise InputError(
                 f"output_dir={path} holds a run of another configuration ({'; '.join(refused)}): "
@@ -117,7 +132,7 @@ def find_run(config: TrainConfig) -> RunDirectory:
         )
     check_writable(path)
     run = RunDirectory(path)
-    if not run.finished and (missing := run.missing()):
+    if not run.finished_for(config.iterations) and (missing := run.missing()):
         raise InputError(
             f"output_dir={path}: {missing[0]} is missing, and later iterations start from it; put "
             "it back, or give another output_dir"

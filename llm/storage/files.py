@@ -39,6 +39,16 @@ def write_directory(path: Path, write: Callable[[Path], object]) -> None:
     _flush_directory(path.parent)
 
 
+def remove_directory(path: Path) -> None:
+    """Removes a directory atomically: its name is gone before its content is."""
+    if path.exists():
+        removed = path.with_name(path.name + ".removed")
+        shutil.rmtree(removed, ignore_errors=True)
+        path.rename(removed)
+        _flush_directory(path.parent)
+        shutil.rmtree(removed, ignore_errors=True)
+
+
 def write_rows(path: Path, rows: Iterable[Record]) -> None:
     """Writes JSON lines; floats are read back bit for bit."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

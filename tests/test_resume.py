@@ -1,0 +1,188 @@
+"""Runs that are extended, interrupted by signals, damaged, or resumed over other data."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from games.errors import InputError
+from llm import load_config, run_training
+from llm.policy.fitting import check_losses
+from llm.train import main
+from tests.test_train import SMALL, adapter, run
+
+TINY = (*SMALL, "sample.batch_size=40")
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llm.run.session.draw_curves", lambda *given: False)
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "three"
+    run(path, "iterations=3")
+    return path
+
+
+# --- longer and shorter ---------------------------------------------------------------------------
+
+
+def test_an_extended_run_ends_where_a_run_of_that_length_ends(tmp_path: Path, three: Path) -> None:
+    path = tmp_path / "run"
+    run(path, "iterations=1")
+    first = adapter(path)
+    run(path, "iterations=3")
+    assert adapter(path) == adapter(three) != first
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    expected = [json.loads(line) for line in (three / "metrics.jsonl").read_text().splitlines()]
+    for row, other in zip(rows, expected, strict=True):
+        assert row["kl_to_reference"] == other["kl_to_reference"]
+    assert load_config(path / "config.yaml").iterations == 3
+
+
+def test_an_extension_that_was_killed_at_once_is_continued(tmp_path: Path, three: Path) -> None:
+    path = tmp_path / "run"
+    run(path, "iterations=1")
+    shutil.rmtree(path / "final")  # the first thing that an extension does
+    run(path, "iterations=3")
+    assert adapter(path) == adapter(three)
+
+
+def test_a_run_is_not_shortened(three: Path) -> None:
+    with pytest.raises(InputError, match=r"iterations=2: .* has iterations=3; .* not shortened"):
+        run(three, "iterations=2")
+
+
+def test_an_empty_final_directory_is_not_a_finished_run(tmp_path: Path, three: Path) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(three, path)
+    shutil.rmtree(path / "final")
+    (path / "final").mkdir()
+    run(path, "iterations=3")
+    assert adapter(path) == adapter(three)
+
+
+# --- the same data --------------------------------------------------------------------------------
+
+
+def test_prompts_that_changed_under_a_run_are_refused(tmp_path: Path) -> None:
+    """On either side: of the responses that are trained on, and of those that are evaluated."""
+    data = tmp_path / "prompts.jsonl"
+    texts = [
+        f"Tell me about {word}." for word in ("tea", "birds", "stars", "clocks", "rain", "ice")
+    ]
+
+    def write(*texts: str) -> None:
+        data.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+
+    words = ["iterations=2", "samples_per_prompt=2", "sample.max_new_tokens=4", "chunk_size=2"]
+    words += ["train.batch_size=2", "train.micro_batch_size=2", f"data.path={data}"]
+    words += ["data.prompts_per_iteration=null", "data.shuffle=false", "train.save_steps=50"]
+    words += ["evaluation.prompts=2", f"output_dir={tmp_path / 'run'}"]
+    write(*texts)
+    config = load_config("embedded-text", words)
+    run_training(config)
+    path = tmp_path / "run"
+    shutil.rmtree(path / "final")
+    shutil.rmtree(path / "iterations" / "001" / "adapter")
+    shutil.rmtree(path / "iterations" / "002")
+    for changed in ([*texts[:3], "Now what?", *texts[4:]], [*texts[:5], "Now what?"]):
+        write(*changed)
+        with pytest.raises(InputError, match=r"prompts have changed .* now it is 'Now what\?'"):
+            run_training(config)
+    write(*texts)
+    run_training(config)
+    assert (path / "final").is_dir()
+
+
+# --- signals and unexpected errors ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_stops_a_run_in_one_line(
+    tmp_path: Path, three: Path, kind: signal.Signals
+) -> None:
+    path = tmp_path / "run"
+    words = [*SMALL, "iterations=3", f"output_dir={path}"]
+    command = [sys.executable, "-m", "llm.train", "--config", "embedded-game", *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (path / "iterations" / "000" / "trainer").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(kind)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert len(said.splitlines()) == 1
+    assert "interrupted; the same command continues" in said
+    assert "stopped: interrupted" in (path / "run.log").read_text()
+    run(path, "iterations=3")
+    assert adapter(path) == adapter(three)
+
+
+def test_a_signal_during_the_fit_leaves_a_checkpoint(tmp_path: Path, monkeypatch) -> None:
+    from llm.policy import fitting
+    from llm.run.lifecycle import Interrupted
+
+    genuine = fitting._Checkpoints.on_step_end
+
+    def signalled(self, args, state, control, **rest):
+        if state.global_step == 3:  # save_steps is 2
+            os.kill(os.getpid(), signal.SIGTERM)
+        genuine(self, args, state, control, **rest)
+
+    monkeypatch.setattr(fitting._Checkpoints, "on_step_end", signalled)
+    with pytest.raises(Interrupted, match="interrupted"):
+        run(tmp_path / "run")
+    trainer = tmp_path / "run" / "iterations" / "000" / "trainer"
+    assert (trainer / "checkpoint-3" / fitting.COMPLETE).exists()
+
+
+def test_an_unexpected_error_is_one_line_and_a_file(tmp_path: Path, monkeypatch, capsys) -> None:
+    def broken(*args, **options):
+        raise KeyError("surprise")
+
+    monkeypatch.setattr("llm.sources.stages.judge_responses", broken)
+    words = ["--config", "embedded-game", *SMALL, f"output_dir={tmp_path / 'run'}"]
+    assert main(words) == 70
+    said = capsys.readouterr().err  # in this process with transformers' progress bars
+    assert "Traceback" not in said
+    line = said.splitlines()[-1]
+    assert "KeyError: 'surprise'" in line
+    file = Path(line.split("traceback in ")[1].split(";")[0])
+    assert "raise KeyError" in file.read_text()
+    file.unlink()
+    monkeypatch.undo()
+    run(tmp_path / "run")
+
+
+def leaving(prompts, responses):
+    sys.exit(0)
+
+
+def test_a_judge_that_exits_does_not_end_a_run_with_0(tmp_path: Path, capsys) -> None:
+    words = [*SMALL, "judge.kind=callable", "judge.path=tests.test_resume:leaving"]
+    assert main(["--config", "embedded-game", *words, f"output_dir={tmp_path / 'run'}"]) == 1
+    assert "SystemExit" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "final").exists()
+
+
+def test_a_loss_that_grows_without_bound_is_not_trained_on() -> None:
+    """With the step where it began; large losses that do not grow are those of large targets."""
+    check_losses([2.5e5, 2e5, 3e5] * 20)
+    check_losses([1e-9] * 10 + [1e-3])  # noise at a loss that has converged
+    with pytest.raises(
+        FloatingPointError, match=r"grew from 1.6 to 1.7e\+03 at step 12 .* lower eta"
+    ):
+        check_losses([1.6] * 11 + [1.7e3, 4.6e12])
+    with pytest.raises(FloatingPointError, match="became NaN or infinite at step 2 of"):
+        check_losses([1.6, float("nan"), 1.0])
