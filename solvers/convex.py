@@ -32,7 +32,7 @@ def equilibrium_by_cvxpy(
 ) -> Equilibrium:
     """The equilibrium by cvxpy with Clarabel, to about 1e-8; one game, not a batch.
 
-    Zeros come out as tiny probabilities. `unique` is the exact solver's word. Raises
+    Zeros become tiny probabilities. `unique` is taken from the exact solver. Raises
     InputError for a batch, or where the solver fails.
     """
     _one_game(game)
@@ -63,7 +63,7 @@ def equilibrium_by_lp(
 
     _one_game(game)
     if tau > 0:
-        raise InputError("method lp knows no regularizer: use exact or cvxpy")
+        raise InputError("method lp has no regularizer: use exact or cvxpy")
     began = time.perf_counter()
 
     def best(table: np.ndarray) -> np.ndarray:

@@ -46,7 +46,7 @@ class Equilibrium:
     duality_gap          (...,) see `duality_gap`
     unique               (...,) False where there are known to be several equilibria: then logp is
                          the analytic center, which maximizes Σ log x + Σ log y over the actions
-                         that some equilibrium plays + Σ log (what is lost) over the others
+                         that some equilibrium plays + Σ log (payoff lost) over the others
     iterations           (...,) linear systems solved for each game
     status               converged, or max_steps if a gap is above 1e-12 (preferences) or above
                          1e-12 of the payoffs under both policies (other games)
@@ -151,7 +151,7 @@ def equilibrium(
 
 
 def _wide(payoff: np.ndarray) -> np.ndarray:
-    """(..., m, n) -> (...,): whether payoffs that matter are small beside the range of all."""
+    """(..., m, n) -> (...,): whether payoffs that matter are small relative to the range of all."""
     size = np.abs(payoff)
     extent = payoff.max(axis=(-1, -2)) - payoff.min(axis=(-1, -2))
     counts = size > NOISE * extent[..., None, None]

@@ -18,7 +18,7 @@ _getrf, _getrs, _gecon = get_lapack_funcs(("getrf", "getrs", "gecon"), dtype=flo
 # The only equilibrium exceeds this in z on the support and w off it, and so does the reciprocal
 # condition number of its linear system. Singular values below it count as 0.
 MARGIN = 1e-11
-# A path this close to its end tells the support of the whole face.
+# This close to the end of a path its large entries are the support of the whole face.
 CLOSE = 1e-9
 
 

@@ -5,8 +5,8 @@ Find policies z ≥ 0, each block adding up to 1, and one ν per block with
     w = spread(ν) + τ∇R(z) − K z ≥ 0,   z ∘ w = 0.
 
 `interior_point` follows the central path z ∘ w = t m (m the start, a policy) to t = 0 from afar.
-`newton` solves g = K·(best response to g) from nearby; a best response knows exact zeros, and tiny
-probabilities in their logs. Arrays are (N, B), the games of a batch last; payoffs are of order 1.
+`newton` solves g = K·(best response to g) from nearby; best responses have exact zeros, and logs of
+tiny probabilities. Arrays are (N, B), the games of a batch last; payoffs are of order 1.
 """
 
 from __future__ import annotations
@@ -156,8 +156,8 @@ def _checked(problem: Problem, log_z, z, h, miss) -> Result:
     """z, the best response to K z − miss, is solved if two bounds on its duality gap are small.
 
     Far from an equilibrium h can vanish, and with it the local norm; the first bound cannot. Where
-    R hardly bends, payoffs do not tell z to full precision; the second bound sees it. Neither can
-    happen where the payoffs are settled and h is moderate.
+    R is almost linear, payoffs do not determine z to full precision; the second bound shows it.
+    Neither can happen where the payoffs are settled and h is moderate.
     """
     result = Result.empty(z.shape)
     result.log_z[:] = log_z

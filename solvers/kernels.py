@@ -316,7 +316,7 @@ def _grown(x: A, change: A) -> A:
 def log1pexp(x: A) -> A:
     """log(1 + eˣ) without overflow."""
     xp = array_namespace(x)
-    return xp.logaddexp(x, xp.zeros_like(x))  # whose derivative torch knows at 0, too
+    return xp.logaddexp(x, xp.zeros_like(x))  # torch has its derivative at 0, too
 
 
 def _times_exp(r: A) -> A:

@@ -104,7 +104,7 @@ def solve(
                       step up to 128, then at steps 1/64 apart; 0 never stops early
     settings          eta, tau, regularizer, alpha, memory, magnet_every: see `get_rule`
 
-    The gap is that of the game which the rule aims at. Raises InputError for what does not fit.
+    The gap is that of the rule's target game. Raises InputError for arguments that do not fit.
 
     >>> from games import zoo
     >>> solution = solve(zoo.get("biased_rps"), "mmd", tau=0.5, tol=1e-12)

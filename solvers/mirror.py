@@ -18,7 +18,7 @@ from .divergences import Divergence, reverse_kl
 
 
 class MirrorMap(Protocol):
-    """What a step needs to know of ψ, in the coordinates θ."""
+    """The operations of ψ that a step needs, in the coordinates θ."""
 
     name: str
 
@@ -69,7 +69,7 @@ class Entropy:
 class Euclidean:
     """ψ(z) = ½‖z‖² on ℝᵈ; θ = z. Its own Bregman divergence ½‖z − z′‖² is the only regularizer.
 
-    That is what `reverse_kl` is on the simplex, and it goes by the same name here.
+    It corresponds to `reverse_kl` on the simplex, and has the same name here.
     """
 
     name = "euclidean"

@@ -28,7 +28,7 @@ def check_target(path: Path) -> None:
         if not target.is_file():  # a device or a pipe: nothing to try out
             return
     try:
-        trial = _beside(target)
+        trial = _temporary(target)
         trial.touch()
         trial.unlink()
     except OSError as error:
@@ -54,7 +54,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
             with target.open("wb") as file:
                 write(file)
             return
-        draft = _beside(target)
+        draft = _temporary(target)
         try:
             with draft.open("xb") as file:
                 write(file)
@@ -76,7 +76,7 @@ def write_json(content: Any, target: str) -> None:
 
 
 def plain(content: Any) -> Any:
-    """What JSON can hold: arrays as lists, in full precision, and null for what is not finite."""
+    """JSON-compatible content: arrays as lists in full precision, non-finite numbers as null."""
     if isinstance(content, dict):
         return {key: plain(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
@@ -89,10 +89,10 @@ def plain(content: Any) -> Any:
 
 
 def versions() -> dict[str, str]:
-    """What a result depends on beside its input."""
+    """Versions of the packages that a result depends on."""
     packages = {name: metadata.version(name) for name in ("nashplay", "numpy", "scipy")}
     return {**packages, "python": sys.version.split()[0]}
 
 
-def _beside(target: Path) -> Path:
+def _temporary(target: Path) -> Path:
     return target.with_name(f".{target.name}.{os.getpid()}.draft")

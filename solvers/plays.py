@@ -132,7 +132,7 @@ class Plays:
         """(..., K, K), (..., K), (..., K): a round robin of K responses sampled from π_t.
 
         With `logp_proposal` among the `known` fields of `Measure` they are samples of that. Raises
-        InputError where K < 2 or the diagonal is not known by name.
+        InputError where K < 2 or the diagonal is invalid.
         """
         if diagonal not in ("exclude", "include"):
             raise InputError(f"diagonal '{diagonal}': choose 'exclude' or 'include'")

@@ -72,7 +72,7 @@ def comparison(runs: Sequence[Run | Skipped], title: str) -> Figure:
     key.axis("off")
     legend = key.legend(
         handles=handles, loc="upper left", alignment="left", borderaxespad=0.0,
-        title="rule   [game aimed at; iterate claimed to converge]",
+        title="rule   [target game; iterate that converges by theory]",
         fontsize=_key_size([str(handle.get_label()) for handle in handles]),
     )  # fmt: skip
     legend.get_title().set(fontsize=9, fontstyle="italic")
@@ -81,7 +81,7 @@ def comparison(runs: Sequence[Run | Skipped], title: str) -> Figure:
 
 @style.styled
 def run(game: Game, run: Run, title: str) -> Figure:
-    """Gap and KL of one run; beside them its path, where it kept policies of three actions."""
+    """Gap and KL of one run, and its path where it kept policies of three actions."""
     from matplotlib.figure import Figure
 
     solution = run.solution
@@ -149,7 +149,7 @@ def triangle(axes: Axes, labels: Sequence[str] | None = None) -> None:
 
 
 def levels(axes: Axes, game: SymmetricGame, run: Run) -> None:
-    """Level curves of the gap of the game that a run aims at, each twice the one inside it."""
+    """Level curves of the gap of a run's target game, each twice the one inside it."""
     side = np.linspace(0, 1, 121)
     a, b = (axis.ravel() for axis in np.meshgrid(side, side))
     grid = np.stack([1 - a - b, a, b], axis=-1)[a + b <= 1 + 1e-9]

@@ -1,7 +1,7 @@
 """The saddle point game as an affine game on ℝ²: z = (x, y), played against itself.
 
 The direction of each player at z is offset + payoff·z = (−∂f/∂x, ∂f/∂y): the operator of the
-variational inequality (Sokota et al. 2022), so that rules and steps need not know of it.
+variational inequality (Sokota et al. 2022), so that rules and steps need no special case.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def equilibrium(game: SaddlePointGame, tau: float = 0.0, reference=(0.0, 0.0)) -
 def duality_gap(game: SaddlePointGame, z, tau: float, reference) -> np.ndarray:
     """(..., 2) -> (...,): max over y′ less min over x′ of the regularized game at z = (x, y).
 
-    Each player's objective is quadratic with curvature α + τ: what is left to win is the squared
+    Each player's objective is quadratic with curvature α + τ: the remaining gain is the squared
     gradient over twice that (inf where α + τ = 0, unless z is the equilibrium).
     """
     payoff, offset = affine(game)

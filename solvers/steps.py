@@ -1,4 +1,4 @@
-"""The tabular step: the policy π_{t+1} that an update asks for."""
+"""The tabular step: the policy π_{t+1} of an update."""
 
 from __future__ import annotations
 

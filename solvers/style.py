@@ -1,7 +1,7 @@
 """One look for every figure: a rule keeps its color and marker wherever it is drawn.
 
 The colors are those of Okabe and Ito (2008) and, after these, of Paul Tol's muted scheme: both are
-told apart with any color vision. Markers say the same once more, for curves that coincide.
+distinguishable with any color vision. Markers repeat the distinction, for curves that coincide.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What theorems say of step sizes and rates, as an object that a rule carries."""
+"""Theorems on step sizes and rates, as objects that rules carry."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Constants:
 class Theory:
     """The theorem of a rule.
 
-    step   constants -> the step size that it asks for, a number or a schedule t -> η_t. Raises
+    step   constants -> the step size that it requires, a number or a schedule t -> η_t. Raises
            InputError, with the reason, where it gives none
     rate   (eta, constants) -> the factor by which a step of constant size shrinks KL(π*‖π_t) at
            least, or None where the theorem does not apply

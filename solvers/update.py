@@ -1,4 +1,4 @@
-"""The update of a policy that a rule asks for: what `steps` and `fits` carry out."""
+"""The update that a rule computes, and `steps` and `fits` carry out."""
 
 from __future__ import annotations
 

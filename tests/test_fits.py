@@ -908,3 +908,30 @@ def test_a_pair_that_counts_for_nothing_may_have_no_number():
     with np.errstate(invalid="ignore"):
         loss = get_fit("pairwise")(plays, rule(plays), logp)
     assert loss == pytest.approx(0.5 * (0.5 * 0.5 * (P[0, 1] - P[1, 0])) ** 2)
+
+
+def test_fits_by_name_class_object_and_import_path(tmp_path, monkeypatch):
+    (tmp_path / "user_fits.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from solvers.fits import Proximal\n\n"
+        "@dataclass(frozen=True)\n"
+        "class Scaled(Proximal):\n"
+        "    name = 'scaled'\n"
+        "    scale: float = 1.0\n\n"
+        "twice = Scaled(2.0)\n"
+        "number = 3\n"
+        "plain = dict\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert get_fit("user_fits:Scaled").scale == 1.0
+    assert get_fit("user_fits:twice").scale == 2.0
+    assert get_fit("user_fits:twice", scale=3.0).scale == 3.0
+    assert get_fit(FITS["pairwise"], signal="winner") == get_fit("pairwise", signal="winner")
+    for name, options, hint in [
+        ("user_fits:number", {}, "is a int, not a Fit"),
+        ("user_fits:plain", {}, "not a Fit"),
+        ("user_fits:Scaled", {"scal": 1.0}, "did you mean 'scale'"),
+        ("proximl", {}, "did you mean 'proximal'"),
+    ]:
+        with pytest.raises(InputError, match=hint):
+            get_fit(name, **options)

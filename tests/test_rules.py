@@ -17,6 +17,7 @@ from games import InputError, zoo
 from solvers import RULES, Measure, Plays, get_rule, parse, step
 from solvers.arrays import normalize
 from solvers.bradley_terry import bradley_terry_scores
+from solvers.rates import lipschitz, predicted_rate, theory_step
 from solvers.rules import (
     log_partition,
     mean,
@@ -24,7 +25,7 @@ from solvers.rules import (
     mixture_opponent,
     tau_from_lam,
 )
-from solvers.theory import harmonic
+from solvers.theory import Theory, harmonic
 from tests.strategies import (
     divergences,
     games,
@@ -405,3 +406,27 @@ def test_aliases_and_own_rules():
     assert get_rule("solvers.rules:inpo", tau=0.2).tau == 0.2
     assert get_rule("alpha_spin", memory="inf").memory == math.inf  # as the word on a command line
     assert zoo.get("rps").n == 3
+
+
+def test_a_rule_with_its_own_opponent_declares_its_theory():
+    """Another opponent: nothing is inferred from the functions, all is declared on the object."""
+    own = replace(
+        RULES["gmmd"],
+        name="own",
+        opponent=lambda plays, rule, eta: plays.other.weights_of(
+            plays.other.mixture(rule.share(eta))
+        ),
+        mixture_share=lambda eta, tau: eta * tau / 2,
+        theory=Theory(
+            step=lambda known: 1 / (2 * known.lipschitz),
+            rate=lambda eta, known: 1 - eta * known.tau / 4,
+            bound=None,
+        ),
+    )
+    game, mu = zoo.get("rps"), np.log(np.full(3, 1 / 3))
+    resolved = theory_step(own, game, mu)
+    assert resolved.eta == 1 / (2 * lipschitz(game))
+    assert resolved.share(0.5) == 0.5 * own.tau / 2
+    assert predicted_rate(resolved, game, mu) == 1 - resolved.eta * own.tau / 4
+    with pytest.raises(InputError, match="no step size by theory"):
+        theory_step(replace(own, theory=None), game, mu)

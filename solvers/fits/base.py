@@ -208,7 +208,7 @@ def refuse_unreachable(update: Update, best_response: bool = True) -> None:
 
 
 def drawn_weights(plays: Plays) -> Array:
-    """(..., n): π_t on exact Plays; on samples 1/K, whatever they were drawn from."""
+    """(..., n): π_t on exact Plays; on samples 1/K, also where they come from a proposal."""
     own = plays.own
     return replace(own, logp_proposal=None).weights
 
