@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -86,7 +87,7 @@ def add_adapter(base, config: LoraConfig) -> PeftModel:
 
 def _check_tied(model: PeftModel) -> None:
     """Raises InputError for LoRA on the LM head or the embeddings where these share weights."""
-    base = model.get_base_model()
+    base: Any = model.get_base_model()
     layers = base.get_input_embeddings(), base.get_output_embeddings()
     weights = [getattr(getattr(layer, "base_layer", layer), "weight", None) for layer in layers]
     if weights[0] is None or weights[0] is not weights[1]:
