@@ -191,8 +191,8 @@ class PairRM(ModelJudge):
         return self.tokenizer(text, truncation=True, max_length=length)["input_ids"]
 
     def _plain(self, text: str) -> str:
-        """The text without separators and markers, which PairRM would interpret as its own."""
-        for special in (self.tokenizer.sep_token, *MARKERS):
+        """The text without special tokens and markers, which PairRM would read as its own."""
+        for special in (*self.tokenizer.all_special_tokens, *MARKERS):
             text = text.replace(special, " ")
         return text
 
