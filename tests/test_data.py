@@ -976,3 +976,5 @@ def test_iterations_take_their_fold_in_turn() -> None:
     assert [taken(t, None) for t in range(3)] == ["abcd", "efg", "abcd"]
     assert [taken(t, 3) for t in range(6)] == ["abc", "efg", "dab", "efg", "cda", "efg"]
     assert taken(0, 6) == "abcdab"
+    sizes = [prompts.size_of_iteration(t, count) for t in range(2) for count in (None, 6, 10**12)]
+    assert sizes == [4, 6, 10**12, 3, 6, 10**12]
