@@ -872,6 +872,32 @@ def test_answers_stay_with_their_prompts(
         assert [tokenizer.decode(a) for a in prompt.answers] == [f"{number}</s>", f"-{number}</s>"]
 
 
+def test_rejected_answers_that_equal_the_chosen_ones(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    same = {"prompt": "Name a river.", "chosen": "One.", "rejected": "One."}
+    other = {"prompt": "Name a lake.", "chosen": "One.", "rejected": "None."}
+    settings = {"answer": "chosen", "rejected": "rejected"}
+    stop_ids = (tokenizer.eos_token_id,)
+    path = write_jsonl(tmp_path / "same.jsonl", [same, same])
+    with pytest.raises(
+        InputError, match=r"data\.rejected=rejected: all 2 rejected responses equal"
+    ):
+        load_prompts(config(path, **settings), tokenizer, seed=0, stop_ids=stop_ids)
+    # What is left of them is equal.
+    path = write_jsonl(
+        tmp_path / "long.jsonl", [{**same, "chosen": "One, two.", "rejected": "One, six."}]
+    )
+    with pytest.raises(InputError, match="all 1 rejected"):
+        load_prompts(
+            config(path, **settings), tokenizer, seed=0, stop_ids=stop_ids, max_answer_tokens=2
+        )
+    assert "equal" not in caplog.text
+    path = write_jsonl(tmp_path / "some.jsonl", [same, other, other])
+    load_prompts(config(path, **settings), tokenizer, seed=0, stop_ids=stop_ids)
+    assert "1 of 3 rejected responses equal the chosen one" in caplog.text
+
+
 # --- order and folds ------------------------------------------------------------------------------
 
 

@@ -252,6 +252,14 @@ def test_a_response_cannot_speak_in_pairrms_markers(special, judge) -> None:
         np.testing.assert_array_equal(found, plain)
 
 
+def test_pairrm_says_what_it_cuts(judge, caplog) -> None:
+    short = judge("short_pairrm")
+    short(["Why?"], [["yes", "no"]])
+    assert not caplog.records
+    short(["Why?", "Name three rivers of the world. " * 5], [["yes " * 30, "no"], ["yes", "no"]])
+    assert "2 of 6 prompts and responses were cut" in caplog.text
+
+
 def test_pairrm_needs_no_llm_blender(checkpoints, judge, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "llm_blender", None)
     judge("pairrm")(PROMPTS, RESPONSES)
@@ -590,6 +598,15 @@ def test_a_function_that_ends_the_program_or_is_a_coroutine_is_named() -> None:
     for function, said in ((ends, "raised SystemExit: 0"), (later, "is a coroutine")):
         with pytest.raises(JudgeError, match=said):
             build_judge("callable", function)(PROMPTS, RESPONSES)
+
+
+def test_importing_a_function_does_not_change_the_gradient_mode(tmp_path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "gradless.py").write_text(
+        "import torch\ntorch.set_grad_enabled(False)\ndef judge(prompts, responses): ...\n"
+    )
+    build_judge("callable", "gradless:judge")
+    assert torch.is_grad_enabled()
 
 
 def test_a_function_does_not_change_the_gradient_mode() -> None:
