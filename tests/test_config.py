@@ -348,3 +348,51 @@ def test_help_and_bad_configurations_answer_without_torch() -> None:
     assert "samples_per_prompt" in done.stdout
     assert done.stdout.splitlines()[-1] == "[]"
     assert len(done.stderr.splitlines()) == 2
+
+
+# --- sizes and names ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("samples_per_prompt=1000000", "samples_per_prompt: must be at most 1024"),
+        ("evaluation.samples=1000000", "evaluation.samples: must be at most 1024"),
+        ("rule_options={memory: 1000000000000}", "rule_options.memory: must be at most 10000"),
+        ("threads=100000", "threads: must be at most 1024"),
+        ("lora.rank=1000000000000", "lora.rank: must be at most"),
+        ("data.prompts_per_iteration=1000000000000", "must be at most 1000000000"),
+        *(
+            (f"{name}={'x' * 256}", f"{name}: .* has a name of 256 bytes")
+            for name in ("output_dir", "model.path", "model.adapter", "data.path", "judge.path")
+        ),
+        (f"output_dir={'x/' * 2100}", "output_dir: .* file systems take at most 255, and 4095"),
+        ('output_dir="a\\0b"', "output_dir: contains a null character"),
+    ],
+)
+def test_sizes_and_names_that_cannot_be_meant_are_refused(word: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        load_config("embedded-game", [word])
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_names_of_configurations_that_no_file_has(tmp_path: Path) -> None:
+    for name in ("x" * 300, f"{'x' * 300}.yaml", "a\0b.yaml"):
+        with pytest.raises(InputError, match="configuration: "):
+            load_config(name)
+    path = tmp_path / "a.yaml"
+    path.write_text(f"extends: {'x' * 300}\n")
+    with pytest.raises(InputError, match=r"extends: .* has a name of"):
+        load_config(path)
+
+
+def test_aliases_that_expand_to_too_much_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 30)]
+    path.write_text("\n".join(lines))
+    with pytest.raises(InputError, match=r"a\.yaml: .*more than 100,000 values, with its aliases"):
+        load_config(path)
+    path.write_text("extends: embedded-game\nrule_options: &o {memory: 3}\nfit_options: {}\n")
+    assert load_config(path).rule_options == {"memory": 3}

@@ -872,6 +872,32 @@ def test_answers_stay_with_their_prompts(
         assert [tokenizer.decode(a) for a in prompt.answers] == [f"{number}</s>", f"-{number}</s>"]
 
 
+def test_rejected_answers_that_equal_the_chosen_ones(
+    tokenizer: PreTrainedTokenizerBase, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    same = {"prompt": "Name a river.", "chosen": "One.", "rejected": "One."}
+    other = {"prompt": "Name a lake.", "chosen": "One.", "rejected": "None."}
+    settings = {"answer": "chosen", "rejected": "rejected"}
+    stop_ids = (tokenizer.eos_token_id,)
+    path = write_jsonl(tmp_path / "same.jsonl", [same, same])
+    with pytest.raises(
+        InputError, match=r"data\.rejected=rejected: all 2 rejected responses equal"
+    ):
+        load_prompts(config(path, **settings), tokenizer, seed=0, stop_ids=stop_ids)
+    # What is left of them is equal.
+    path = write_jsonl(
+        tmp_path / "long.jsonl", [{**same, "chosen": "One, two.", "rejected": "One, six."}]
+    )
+    with pytest.raises(InputError, match="all 1 rejected"):
+        load_prompts(
+            config(path, **settings), tokenizer, seed=0, stop_ids=stop_ids, max_answer_tokens=2
+        )
+    assert "equal" not in caplog.text
+    path = write_jsonl(tmp_path / "some.jsonl", [same, other, other])
+    load_prompts(config(path, **settings), tokenizer, seed=0, stop_ids=stop_ids)
+    assert "1 of 3 rejected responses equal the chosen one" in caplog.text
+
+
 # --- order and folds ------------------------------------------------------------------------------
 
 
@@ -976,3 +1002,5 @@ def test_iterations_take_their_fold_in_turn() -> None:
     assert [taken(t, None) for t in range(3)] == ["abcd", "efg", "abcd"]
     assert [taken(t, 3) for t in range(6)] == ["abc", "efg", "dab", "efg", "cda", "efg"]
     assert taken(0, 6) == "abcdab"
+    sizes = [prompts.size_of_iteration(t, count) for t in range(2) for count in (None, 6, 10**12)]
+    assert sizes == [4, 6, 10**12, 3, 6, 10**12]

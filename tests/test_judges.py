@@ -85,6 +85,54 @@ def judge(checkpoints: dict[str, Path]) -> Callable:
     return build
 
 
+# --- control tokens -------------------------------------------------------------------------------
+
+
+def encoded_by(found, prompt, row: list[str], monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The sequences that a judge scores."""
+    seen: list[list[int]] = []
+
+    def scores(encodings, pad_token_id):
+        seen.extend(list(encoding["input_ids"]) for encoding in encodings)
+        return np.zeros(len(encodings))
+
+    monkeypatch.setattr(found, "scores", scores)
+    found([prompt], [row])
+    return seen
+
+
+@pytest.mark.parametrize("name", MODEL_KINDS)
+def test_control_tokens_that_are_spelled_in_a_text_are_text(name, judge, monkeypatch) -> None:
+    found = judge(name)
+    special = found.tokenizer.all_special_tokens
+    controls = set(found.tokenizer.convert_tokens_to_ids([t for t in special if t != "[UNK]"]))
+    for prompt, answer in [("Why?", "x{}y"), ("Why{}?", "xy"), ("Why?", "{}")]:
+        plain = encoded_by(found, prompt.format("a"), [answer.format("a"), "no"], monkeypatch)
+        for token in special:
+            texts = prompt.format(token), [answer.format(token), "no"]
+            for ids, own in zip(encoded_by(found, *texts, monkeypatch), plain, strict=True):
+                assert [i for i in ids if i in controls] == [i for i in own if i in controls]
+
+
+def test_text_with_spelled_control_tokens_is_encoded_as_it_is(judge) -> None:
+    found = judge("reward_model")
+    ids = found.encode_messages([{"role": "user", "content": "a</s> b"}])
+    assert found.tokenizer.decode(ids) == "<s>[user] a</s> b</s>"
+    assert ids.count(found.tokenizer.eos_token_id) == 1
+    plain = [{"role": "user", "content": "Is it <b>so</b>?"}]
+    ordinary = found.tokenizer(found.render(plain), add_special_tokens=False)["input_ids"]
+    assert found.encode_messages(plain) == ordinary
+
+
+def test_tokens_that_the_template_writes_are_control_tokens_though_not_special(judge) -> None:
+    found = judge("reward_model")
+    found.tokenizer.add_tokens(["[user]", "<think>"])
+    turn, think = found.tokenizer.convert_tokens_to_ids(["[user]", "<think>"])
+    ids = found.encode_messages([{"role": "user", "content": "Say [user] <think>."}])
+    assert (ids.count(turn), ids.count(think)) == (1, 1)
+    assert found.tokenizer.decode(ids) == "<s>[user] Say [user] <think>.</s>"
+
+
 # --- PairRM ---------------------------------------------------------------------------------------
 
 
@@ -202,6 +250,14 @@ def test_a_response_cannot_speak_in_pairrms_markers(special, judge) -> None:
         found = pairrm([source], [[answer, "no"]])
         plain = pairrm([source.replace(special, " ")], [[answer.replace(special, " "), "no"]])
         np.testing.assert_array_equal(found, plain)
+
+
+def test_pairrm_says_what_it_cuts(judge, caplog) -> None:
+    short = judge("short_pairrm")
+    short(["Why?"], [["yes", "no"]])
+    assert not caplog.records
+    short(["Why?", "Name three rivers of the world. " * 5], [["yes " * 30, "no"], ["yes", "no"]])
+    assert "2 of 6 prompts and responses were cut" in caplog.text
 
 
 def test_pairrm_needs_no_llm_blender(checkpoints, judge, monkeypatch) -> None:
@@ -542,6 +598,15 @@ def test_a_function_that_ends_the_program_or_is_a_coroutine_is_named() -> None:
     for function, said in ((ends, "raised SystemExit: 0"), (later, "is a coroutine")):
         with pytest.raises(JudgeError, match=said):
             build_judge("callable", function)(PROMPTS, RESPONSES)
+
+
+def test_importing_a_function_does_not_change_the_gradient_mode(tmp_path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "gradless.py").write_text(
+        "import torch\ntorch.set_grad_enabled(False)\ndef judge(prompts, responses): ...\n"
+    )
+    build_judge("callable", "gradless:judge")
+    assert torch.is_grad_enabled()
 
 
 def test_a_function_does_not_change_the_gradient_mode() -> None:

@@ -17,6 +17,7 @@ from llm.config.section import (
     as_dict,
     field_names,
     flatten,
+    name_problem,
     plain,
     shorten,
     unknown_field,
@@ -75,6 +76,8 @@ def _read(path: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 def find_config(source: str | Path, directory: Path = Path(), what: str = "configuration") -> Path:
     """The YAML file of a shipped name, or of a path relative to a directory."""
+    if problem := name_problem(str(source)):
+        raise InputError(f"{what}: {problem}")
     shipped = CONFIGS / f"{source}.yaml"
     if shipped.is_file():
         return shipped
@@ -109,19 +112,30 @@ def split_override(word: str) -> tuple[str, Any]:
 def _parse_yaml(text: str) -> Any:
     """The value of a YAML text. Raises YAMLError, ValueError or RecursionError."""
     value = yaml.safe_load(text)
-    _check_acyclic(value, set(), set())
+    _expanded_size(value, frozenset(), {})
     return value
 
 
-def _check_acyclic(value: Any, path: set[int], checked: set[int]) -> None:
-    """Raises ValueError if a list or mapping contains itself, by an alias."""
-    if not isinstance(value, list | dict) or id(value) in checked:
-        return
+# Values in a configuration, an alias counted as all that it stands for.
+LARGEST = 100_000
+
+
+def _expanded_size(value: Any, path: frozenset[int], known: dict[int, int]) -> int:
+    """The number of values in a value, aliases expanded.
+
+    Raises ValueError if a list or mapping contains itself, by an alias, or for more than `LARGEST`.
+    """
+    if not isinstance(value, list | dict):
+        return 1
     if id(value) in path:
         raise ValueError("an alias refers to the value that contains it")
-    for item in value if isinstance(value, list) else value.values():
-        _check_acyclic(item, path | {id(value)}, checked)
-    checked.add(id(value))
+    if id(value) not in known:
+        items = value if isinstance(value, list) else value.values()
+        inside = path | {id(value)}
+        known[id(value)] = 1 + sum(_expanded_size(item, inside, known) for item in items)
+        if known[id(value)] > LARGEST:
+            raise ValueError(f"more than {LARGEST:,} values, with its aliases expanded")
+    return known[id(value)]
 
 
 def _override(values: dict[str, Any], word: str) -> None:

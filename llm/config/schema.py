@@ -12,8 +12,9 @@ from typing import Any, ClassVar, Literal
 
 from games.errors import InputError
 from llm.config.registries import ENGINES, JUDGES
-from llm.config.section import Section, metadata, option, shorten
+from llm.config.section import Section, metadata, name_problem, option, shorten
 
+MOST_ITERATES = 10_000  # of which a rule may remember the log-probabilities
 Diagonal = Literal["exclude", "include"]
 
 
@@ -76,7 +77,7 @@ class LoraConfig(Section):
     """The LoRA adapter: the trained part of π_θ."""
 
     prefix: ClassVar[str] = "lora."
-    rank: int = option("rank of the update matrices", 16, at_least=1)
+    rank: int = option("rank of the update matrices", 16, at_least=1, at_most=65_536)
     alpha: float = option("scale: the update is multiplied by alpha / rank", 32.0, above=0)
     dropout: float = option(
         "dropout on the adapter's input; above 0 the trained policy differs from the sampled one",
@@ -121,6 +122,7 @@ class DataConfig(Section):
         "null: the whole fold",
         None,
         at_least=1,
+        at_most=10**9,
     )
     shuffle: bool = option("shuffle the prompts by the seed before splitting them into folds", True)
     max_prompt_length: int = option(
@@ -262,7 +264,7 @@ class EvaluationConfig(Section):
     prompts: int = option(
         "held-out prompts; 0: none are held out, training prompts are used instead", 64, at_least=0
     )
-    samples: int = option("responses per prompt, from π_t and from μ", 2, at_least=2)
+    samples: int = option("responses per prompt, from π_t and from μ", 2, at_least=2, at_most=1024)
     metrics: tuple[str | Any, ...] = option(
         "metrics of your own, [package.module:object, …]", (), objects=True
     )
@@ -330,7 +332,12 @@ class TrainConfig(Section):
     )
     seed: int = option("seed of all random numbers", 42, at_least=0, at_most=2**32 - 1)
     iterations: int = option("number of iterations T", 3, at_least=1)
-    samples_per_prompt: int = option("number of responses K per prompt", 5, at_least=1)
+    samples_per_prompt: int = option(
+        "number of responses K per prompt; K × K preferences are computed",
+        5,
+        at_least=1,
+        at_most=1024,
+    )
     selection: str | None = option(
         "train only on the best and the worst of the K responses, found by a knockout tournament "
         "(INPO) or by comparing all pairs; null: train on all K",
@@ -381,7 +388,7 @@ class TrainConfig(Section):
         at_least=1,
     )
     threads: int | None = option(
-        "torch threads per process; null: the default of torch", None, at_least=1
+        "torch threads per process; null: the default of torch", None, at_least=1, at_most=1024
     )
     model: ModelConfig
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -396,6 +403,14 @@ class TrainConfig(Section):
     def __post_init__(self) -> None:
         """Check each field, then the relations between fields."""
         super().__post_init__()
+        for name, path in self._paths():
+            if isinstance(path, str) and (problem := name_problem(path)):
+                raise InputError(f"{name}: {problem}")
+        memory = self.rule_options.get("memory")
+        if isinstance(memory, int) and memory > MOST_ITERATES:
+            raise InputError(
+                f"rule_options.memory: must be at most {MOST_ITERATES}, got {shorten(memory)}"
+            )
         if self.tau is not None and self.lam is not None:
             raise InputError(
                 "tau and lam: give only one of them; lam = 2·eta·tau for a true divergence"
@@ -410,3 +425,15 @@ class TrainConfig(Section):
                 f"train.batch_size: {self.train.batch_size} is not a multiple of "
                 f"train.micro_batch_size={self.train.micro_batch_size}"
             )
+
+    def _paths(self) -> list[tuple[str, Any]]:
+        """(name, value) of the fields that may name a file or directory."""
+        return [
+            ("output_dir", self.output_dir),
+            ("model.path", self.model.path),
+            ("model.adapter", self.model.adapter),
+            ("model.random_from_config", self.model.random_from_config),
+            ("data.path", self.data.path),
+            ("data.chat_template", self.data.chat_template),
+            ("judge.path", self.judge.path),
+        ]

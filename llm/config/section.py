@@ -273,6 +273,23 @@ def _check(name: str, value: Any, meta: Mapping[str, Any]) -> None:
             raise InputError(f"{name}: must be {words} {meta[bound]}, got {shorten(value)}")
 
 
+def name_problem(path: str) -> str | None:
+    """What is wrong with a path that no file system takes; None for one that may exist."""
+    if "\0" in path:
+        return "contains a null character; give the name of a file or directory"
+    try:
+        parts = [part.encode("utf-8") for part in path.split("/")]
+    except UnicodeEncodeError:
+        return f"{path!a} contains a lone surrogate; give a name in valid Unicode"
+    longest, total = max(map(len, parts)), sum(map(len, parts)) + len(parts) - 1
+    if longest > 255 or total >= 4096:  # NAME_MAX and PATH_MAX of Linux
+        return (
+            f"{shorten(path)} has a name of {longest} bytes, {total} in all; file systems take at "
+            "most 255, and 4095 in all"
+        )
+    return None
+
+
 def shorten(value: Any, limit: int = 80) -> str:
     """A value for a one-line message, at most `limit` characters."""
     try:

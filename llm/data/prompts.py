@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -76,6 +76,8 @@ def load_prompts(
         groups = [encode_answers(group, tokenizer, data, stop_ids) for group in groups]
         if max_answer_tokens is not None:
             groups = truncate_answers(groups, tokenizer, stop_ids, max_answer_tokens)
+    if data.rejected is not None:
+        _check_pairs([prompt for group in groups for prompt in group], data)
     held = _hold_out(groups, held_out)
     groups = [[prompt for prompt in group if prompt.token_ids not in held] for group in groups]
     if len(examples.groups) == 1 and data.folds <= len(groups[0]):
@@ -87,6 +89,26 @@ def load_prompts(
             f"evaluation.prompts={held_out}; give more prompts, or lower one of the two"
         )
     return PromptSet(tuple(map(tuple, groups)), tuple(held.values()), total - kept)
+
+
+def _check_pairs(prompts: Sequence[Prompt], data: DataConfig) -> None:
+    """Counts the pairs of equal responses in a warning. Raises InputError if there are no others.
+
+    They have nothing to train on: the loss is constant, and its gradient rounding errors.
+    """
+    equal = sum(chosen == rejected for chosen, rejected in (p.answers for p in prompts))
+    if equal == len(prompts):
+        raise InputError(
+            f"data.rejected={data.rejected}: all {equal} rejected responses equal the chosen ones "
+            f"in data.answer={data.answer}; give two columns that differ"
+        )
+    if equal:
+        logger.warning(
+            "%d of %d rejected responses equal the chosen one, so that nothing is learned from "
+            "them; remove these rows",
+            equal,
+            len(prompts),
+        )
 
 
 def _hold_out(groups: list[list[Prompt]], count: int) -> dict[tuple[int, ...], Prompt]:

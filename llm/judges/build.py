@@ -89,7 +89,9 @@ def judge_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError as error:
+        if device.type != "cuda":
+            torch.zeros(1, device=device).item()
+    except Exception as error:  # RuntimeError, NotImplementedError (meta), AssertionError, ...
         raise InputError(f"judge.device={name}: choose auto, cpu, cuda or cuda:N") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(

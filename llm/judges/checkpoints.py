@@ -62,8 +62,10 @@ def _is_hub_name(path: str | Path) -> bool:
 
 def read_json(file: Path) -> dict[str, Any]:
     """The content of a JSON file that a checkpoint must have. Raises InputError."""
+    if file.exists() and not file.is_file():
+        raise InputError(f"{file}: not a regular file; download the checkpoint again")
     try:
-        fields = json.loads(file.read_text())
+        fields = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{file}: missing; give the directory of a complete checkpoint") from error
     except (ValueError, RecursionError) as error:
@@ -158,6 +160,11 @@ def load_model(model_class: Any, directory: Path, dtype: torch.dtype, **options:
             f"{directory}: no weights {', '.join(sorted(report['missing_keys'])[:3])}, so this is "
             "another kind of checkpoint; change judge.kind or judge.path"
         )
+    for name, weight in model.named_parameters():
+        if not weight.isfinite().all():
+            raise InputError(
+                f"{directory}: {name} contains NaN or infinity; download the checkpoint again"
+            )
     return model.eval().requires_grad_(False)
 
 

@@ -54,8 +54,9 @@ class FunctionJudge:
             raise
         except (Exception, SystemExit) as error:
             raise JudgeError(f"judge {self.name}: raised {one_line(error)}") from error
-        if inspect.iscoroutine(table):
-            table.close()
+        if inspect.isawaitable(table) or inspect.isasyncgen(table):
+            if inspect.iscoroutine(table):
+                table.close()  # or Python warns that it was never awaited
             raise JudgeError(
                 f"judge {self.name}: is a coroutine; return the preferences themselves"
             )
@@ -69,4 +70,6 @@ class FunctionJudge:
 def _imported(path: str | None) -> Callable[..., Any]:
     if path is None:
         raise InputError("judge.path: missing; a callable judge needs package.module:function")
-    return load_object(path, "judge.path", Callable)
+    # Modules may change the gradient mode when they are imported, too.
+    with torch.set_grad_enabled(torch.is_grad_enabled()):
+        return load_object(path, "judge.path", Callable)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import logging
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
@@ -221,6 +223,83 @@ class ModelJudge(ABC):
                 "change the roles of the messages"
             ) from error
 
+    def encode_messages(
+        self, messages: Sequence[Mapping[str, str]], without: str | None = None, **options: bool
+    ) -> list[int]:
+        """The token ids of messages formatted by the chat template, without BOS of the tokenizer.
+
+        Control tokens are those that the template writes; one that is spelled in a message is
+        encoded as text. `without` is removed from what the template writes.
+        """
+        texts = [str(message["content"]) for message in messages]
+        special = self._special_tokens
+        added = map(str, self.tokenizer.added_tokens_decoder.values())
+        # Others that are added to a vocabulary are markup, words or runs of spaces.
+        markers = special.union(token for token in added if token.startswith(("<", "[")))
+        spelled = [token for token in markers if any(token in text for text in texts)]
+        # Each of them is replaced by a mark while the template is applied.
+        free = next(c for c in map(chr, range(0xE000, 0xF900)) if not any(c in t for t in texts))
+        marks = {token: f"{free}{i}{free}" for i, token in enumerate(spelled)}
+        hidden = [
+            {**message, "content": _replaced(text, marks)}
+            for message, text in zip(messages, texts, strict=True)
+        ]
+        written = self.render(hidden, **options)
+        written = written.replace(without, "") if without else written
+        tokens = {mark: token for token, mark in marks.items()}
+        # A token that is not special is a control token if the template writes it.
+        control = {token for token in spelled if token in special or token in written}
+        if not control:
+            text = _replaced(written, tokens)
+            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        special_ids = set(self.tokenizer.convert_tokens_to_ids(sorted(control & special)))
+        ids = []
+        for part in _split(written, special):
+            if part in special:
+                ids.append(self.tokenizer.convert_tokens_to_ids(part))
+                continue
+            for piece in self._undivided(part, tokens, control - special):
+                found = self._text_ids(piece)
+                if special_ids.intersection(found):  # they are pieces of the vocabulary, too
+                    whole = _replaced(piece, marks)
+                    parts = self._undivided(whole, tokens, control)
+                    found = [i for p in parts for i in self._text_ids(p)]
+                ids += found
+        return ids
+
+    def _undivided(
+        self, text: str, tokens: Mapping[str, str], divided: Collection[str]
+    ) -> list[str]:
+        """A text with tokens in the place of their marks, in pieces: a tokenizer would recognize
+        the `divided` ones in one piece, so that they are divided after their first character.
+        """
+        pieces = [""]
+        for part in _split(text, tokens):
+            token = tokens.get(part, part)
+            if part in tokens and token in divided:
+                pieces[-1] += token[0]
+                pieces.append(token[1:])
+            else:
+                pieces[-1] += token
+        return [piece for piece in pieces if piece]
+
+    def _text_ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)[
+            "input_ids"
+        ]
+
+    def spaced(self, text: str) -> str:
+        """The text with a space in each special token, which is then no special token."""
+        broken = {token: f"{token[0]} {token[1:]}" for token in self._special_tokens}
+        return _replaced(text, broken)
+
+    @cached_property
+    def _special_tokens(self) -> frozenset[str]:
+        added = self.tokenizer.added_tokens_decoder.values()
+        return frozenset(
+            [*self.tokenizer.all_special_tokens, *(str(token) for token in added if token.special)]
+        )
+
     def turns(self, prompt: Conversation) -> list[str]:
         """The texts of user, assistant, user, …; a system message is prepended to the first."""
         messages = messages_of(prompt)
@@ -234,6 +313,18 @@ class ModelJudge(ABC):
             )
         turns = [message["content"] for message in messages[len(system) :]]
         return ["\n\n".join([*system, turns[0]]), *turns[1:]]
+
+
+def _split(text: str, parts: Collection[str]) -> list[str]:
+    """The text divided so that each occurrence of one of `parts`, the longest first, is alone."""
+    if not parts:
+        return [text]
+    longest_first = sorted(parts, key=len, reverse=True)
+    return re.split(f"({'|'.join(map(re.escape, longest_first))})", text)
+
+
+def _replaced(text: str, by: Mapping[str, str]) -> str:
+    return "".join(by.get(part, part) for part in _split(text, by))
 
 
 def _require_path(path: Any) -> None:

@@ -84,7 +84,6 @@ class PairPreference(ModelJudge):
 
     def _ids(self, context: str, first: str, second: str) -> list[int]:
         question = f"[CONTEXT] {context} [RESPONSE A] {first} [RESPONSE B] {second} \n"
-        text = self.render(messages_of(question), add_generation_prompt=True)
-        if self.tokenizer.bos_token:
-            text = text.replace(self.tokenizer.bos_token, "")
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return self.encode_messages(
+            messages_of(question), without=self.tokenizer.bos_token, add_generation_prompt=True
+        )

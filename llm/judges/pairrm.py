@@ -8,6 +8,7 @@ test checks that both give the same logits.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +28,8 @@ from llm.judges.checkpoints import (
 )
 from llm.judges.model import Conversation, ModelJudge, Settings, ordered_pairs
 from llm.judges.preferences import exact
+
+logger = logging.getLogger(__name__)
 
 SOURCE, FIRST, SECOND, CANDIDATE = "<|source|>", "<|candidate1|>", "<|candidate2|>", "<|candidate|>"
 # In the order of llm-blender, which assigns the first free ids; with their field of PairRM-hf.
@@ -161,6 +164,7 @@ class PairRM(ModelJudge):
         Not skew-symmetric; zero on the diagonal.
         """
         tokens = [self._tokens(*row) for row in zip(prompts, responses, strict=True)]
+        self._warn_of_cuts(prompts, responses, tokens)
         pairs = ordered_pairs(responses)
         encodings = []
         for b, i, j in pairs:
@@ -187,12 +191,40 @@ class PairRM(ModelJudge):
         texts = [CANDIDATE + self._plain(opening + response) for response in responses]
         return ids, [self._encode(text, room) for text in texts]
 
+    def _warn_of_cuts(
+        self,
+        prompts: Sequence[Conversation],
+        responses: Sequence[Sequence[str]],
+        tokens: Sequence[tuple[list[int], list[list[int]]]],
+    ) -> None:
+        """A warning that counts the texts that are longer than their share of the input."""
+        cut = total = 0
+        for prompt, row, (source, candidates) in zip(prompts, responses, tokens, strict=True):
+            asked, opening = pairrm_text(self.turns(prompt))
+            room = (self.length - len(source)) // 2
+            shares = [(SOURCE, asked, source, self.source_length)]
+            shares += [
+                (CANDIDATE, opening + text, ids, room)
+                for text, ids in zip(row, candidates, strict=True)
+            ]
+            total += len(shares)
+            for marker, text, ids, share in shares:
+                # Only a text that fills its share can be longer.
+                full = len(ids) >= share
+                cut += full and len(self.tokenizer(marker + self._plain(text))["input_ids"]) > share
+        if cut:
+            logger.warning(
+                "judge %s: its input is limited to %d tokens; %d of %d prompts and responses were "
+                "cut",
+                *(self.name, self.length, cut, total),
+            )
+
     def _encode(self, text: str, length: int) -> list[int]:
         return self.tokenizer(text, truncation=True, max_length=length)["input_ids"]
 
     def _plain(self, text: str) -> str:
-        """The text without separators and markers, which PairRM would interpret as its own."""
-        for special in (self.tokenizer.sep_token, *MARKERS):
+        """The text without special tokens and markers, which PairRM would read as its own."""
+        for special in (*self.tokenizer.all_special_tokens, *MARKERS):
             text = text.replace(special, " ")
         return text
 

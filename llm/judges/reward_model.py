@@ -68,14 +68,15 @@ class RewardModel(ModelJudge):
     def _encode(self, prompt: Conversation, response: str) -> Encoding:
         if self.tokenizer.chat_template is not None:
             messages = [*messages_of(prompt), {"role": "assistant", "content": response}]
-            return self.tokenizer(self.render(messages), add_special_tokens=False)
+            ids = self.encode_messages(messages)
+            return {"input_ids": ids, "attention_mask": [1] * len(ids)}
         turns = self.turns(prompt)
         if len(turns) > 1:
             raise JudgeError(
                 f"judge {self.name}: its tokenizer has no chat template for a prompt of "
                 f"{len(turns)} turns; use prompts of one turn"
             )
-        return self.tokenizer(turns[0], response)
+        return self.tokenizer(self.spaced(turns[0]), self.spaced(response))
 
     def _pad_token_id(self, encodings: Sequence[Encoding]) -> int:
         """The padding id by which the model finds the last token of a sequence.

@@ -6,12 +6,13 @@ import hashlib
 import importlib.util
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig
 from transformers.utils.hub import cached_file
 
@@ -62,7 +63,10 @@ def model_device(name: str | None) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"model.device={name}: there is no CUDA device here; set model.device=cpu")
-    return torch.device(name)
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"model.device={name}: not a device; set it to cpu or cuda") from error
 
 
 def load_base_model(settings: ModelConfig, config: PreTrainedConfig, device: torch.device):
@@ -70,6 +74,9 @@ def load_base_model(settings: ModelConfig, config: PreTrainedConfig, device: tor
     # Weights are placed while they are read, so that a large model is never held in host memory.
     # There is no device map for the CPU: peft would put hooks on every module.
     device_map = None if device.type == "cpu" else {"": device}
+    if settings.attn is not None:
+        with torch.device("meta"):
+            model_of_config(settings, config, None)
     with naming_field("model.path", settings.path):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             settings.path,
@@ -89,7 +96,54 @@ def load_base_model(settings: ModelConfig, config: PreTrainedConfig, device: tor
             f"model.path={settings.path}: {len(absent)} weights are missing ({absent[0]}, ...) and "
             "would be initialized at random; give a complete checkpoint of a causal language model"
         )
+    check_finite(dict(model.named_parameters()), f"model.path={settings.path}")
     return model
+
+
+def model_of_config(settings: ModelConfig, config: PreTrainedConfig, dtype: Any):
+    """A causal LM of that configuration, on the current device.
+
+    Raises InputError for an attention implementation that the model or the machine does not have.
+    """
+    try:
+        return AutoModelForCausalLM.from_config(
+            config,
+            dtype=dtype,
+            attn_implementation=settings.attn,
+            trust_remote_code=settings.trust_remote_code,
+        )
+    except Exception as error:  # ValueError for an unknown name, ImportError for a missing library
+        if settings.attn is None:
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"model.attn={settings.attn}: cannot be used ({reason}); set it to null, eager or sdpa"
+        ) from error
+
+
+def check_finite(weights: Mapping[str, torch.Tensor], where: str) -> None:
+    """Raises InputError for weights that are NaN or infinite."""
+    for name, weight in weights.items():
+        if weight.is_floating_point() and not weight.isfinite().all():
+            raise InputError(f"{where}: {name} contains NaN or infinity; give an intact checkpoint")
+
+
+def check_weight_files(files: Iterable[Path], shapes: Mapping[str, torch.Size], path: str) -> None:
+    """Compares the headers of safetensors files with the shapes that a model has.
+
+    Raises InputError for a file that is missing, truncated or damaged, and for a weight of another
+    shape.
+    """
+    for file in files:
+        with naming_field("model.path", path), safe_open(file, framework="pt") as stored:
+            found = {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
+        for name, shape in found.items():
+            if tuple(shapes.get(name, shape)) != shape:
+                raise InputError(
+                    f"model.path={path}: {name} has the shape {shape} in {file.name}, and "
+                    f"{tuple(shapes[name])} in the model that config.json describes; give files "
+                    "that belong together"
+                )
 
 
 def random_base_model(
@@ -103,12 +157,7 @@ def random_base_model(
         )
     dtype = DTYPES[settings.dtype] if settings.dtype != "auto" else config.dtype or torch.float32
     with seeded(seed, device), device:
-        return AutoModelForCausalLM.from_config(
-            config,
-            dtype=dtype,
-            attn_implementation=settings.attn,
-            trust_remote_code=settings.trust_remote_code,
-        )
+        return model_of_config(settings, config, dtype)
 
 
 def _four_bit(settings: ModelConfig, device: torch.device) -> BitsAndBytesConfig:
@@ -140,7 +189,13 @@ def disable_dropout(model: torch.nn.Module) -> None:
 def stop_token_ids(model, tokenizer, path: str | Path) -> tuple[int, ...]:
     """Tokens that end a response: the tokenizer's EOS and those of generation_config.json."""
     named = model.generation_config.eos_token_id
-    ids = {named} if isinstance(named, int) else set(named or ())
+    each = named if isinstance(named, list | tuple) else [] if named is None else [named]
+    if not all(isinstance(id, int) for id in each):
+        raise InputError(
+            f"model.path={path}: eos_token_id={named!r} in its generation_config.json is not a "
+            "token id; correct it"
+        )
+    ids = set(each)
     if tokenizer.eos_token_id is not None:
         ids.add(tokenizer.eos_token_id)
     if not ids:

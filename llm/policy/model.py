@@ -30,6 +30,7 @@ from llm.policy.adapters import (
     read_adapter_config,
 )
 from llm.policy.loading import (
+    check_finite,
     disable_dropout,
     fingerprint_of,
     load_base_model,
@@ -227,5 +228,6 @@ class Policy:
                 f"{path}: its weights do not fit the adapter of model.path={self.base['path']}; "
                 "give the base model that the adapter was trained on, and the same lora settings"
             )
+        check_finite(weights, str(path))
         set_peft_model_state_dict(self.model, weights)
         self.adapter = Path(directory)

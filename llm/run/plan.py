@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import heapq
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from rich.console import Console
 from transformers.utils.hub import cached_file
@@ -22,6 +24,7 @@ from llm.data.prompts import PromptSet
 from llm.embedded import resolve
 from llm.judges.build import check_judge_files
 from llm.policy.fitting import accumulation
+from llm.policy.loading import check_weight_files, naming_field
 from llm.policy.model import Policy
 from llm.run.setup import check_batches, check_sampler, checked, encoded, shape_of, target_lines
 from llm.sources.base import Source
@@ -62,7 +65,7 @@ def print_plan(config: TrainConfig, console: Console) -> dict[str, Any]:
     base = sum(p.numel() for p in policy.model.parameters() if not p.requires_grad)
     trained = sum(p.numel() for p in policy.model.parameters() if p.requires_grad)
     say("model", f"{known.model.path}: {base:,} parameters, {trained:,} trained")
-    say("", weights_at(known))
+    say("", weights_at(known, policy))
 
     prompts = encoded(known, policy, examples)
     longest = max(len(p.token_ids) for fold in (*prompts.folds, prompts.held_out) for p in fold)
@@ -207,27 +210,58 @@ def judge_size(config: TrainConfig) -> int | None:
     return check_judge_files(config.judge.kind, config.judge.path)
 
 
-def weights_at(config: TrainConfig) -> str:
-    """Where the weights are. Raises InputError for a directory without safetensors."""
+def weights_at(config: TrainConfig, policy: Policy) -> str:
+    """Where the weights are, after a check of their shapes with those of a policy without weights.
+
+    Raises InputError for a directory without safetensors, and for weights that do not fit.
+    """
     model = config.model
     if model.random_from_config is not None:
         return "random weights"
     local = Path(model.path).is_dir()
     for name in WEIGHTS:
-        found = cached_file(
-            model.path,
-            name,
-            local_files_only=True,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
-        if found is not None:
+        if found := _cached(model.path, name):
+            files = [found] if name == WEIGHTS[0] else _shards(model.path, found)
+            check_weight_files(files, base_shapes(policy), model.path)
             return f"weights: {found}"
     if local:
         raise InputError(
             f"model.path={model.path}: no {WEIGHTS[0]}; weights are read from safetensors only"
         )
     return "weights: on the hub, to be downloaded"
+
+
+def _cached(path: str, name: str) -> Path | None:
+    """A file of a checkpoint that is on this machine."""
+    found = cached_file(
+        path,
+        name,
+        local_files_only=True,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return None if found is None else Path(found)
+
+
+def _shards(path: str, index: Path) -> list[Path]:
+    """The files that an index names. Raises InputError where one is missing."""
+    with naming_field("model.path", path):
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        shards = [_cached(path, name) for name in names]
+    if None in shards:
+        missing = names[shards.index(None)]
+        raise InputError(f"model.path={path}: {missing}, which {index.name} names, is missing")
+    return [shard for shard in shards if shard is not None]
+
+
+def base_shapes(policy: Policy) -> dict[str, torch.Size]:
+    """{name in a checkpoint: shape} of the base model's weights."""
+    names = {
+        name.replace(".base_layer.", ".").replace(".original_module.", "."): weight.shape
+        for name, weight in policy.model.get_base_model().state_dict().items()
+        if "lora_" not in name and ".modules_to_save." not in name
+    }
+    return names
 
 
 def memory(
