@@ -60,7 +60,7 @@ def test_what_they_refuse():
     for solver in (equilibrium_by_cvxpy, equilibrium_by_lp):
         with pytest.raises(InputError, match="one game, not a batch"):
             solver(batch)
-    with pytest.raises(InputError, match="lp knows no regularizer"):
+    with pytest.raises(InputError, match="method lp has no regularizer"):
         equilibrium_by_lp(zoo.get("rps"), parse("chi2"), 0.1)
     with pytest.raises(InputError, match="needs a regularizer"):
         equilibrium_by_cvxpy(zoo.get("rps"), None, 0.1)

@@ -423,7 +423,7 @@ def test_a_directory_of_something_else_is_refused(whole: Path, capsys) -> None:
     assert main([*BASE, "--recipes", "sppo", f"output_dir={whole / 'sppo'}"]) == 2
     assert "holds a run" in capsys.readouterr().err
     assert main([*BASE, "--recipes", "sppo", f"output_dir={whole}", "iterations=3"]) == 2
-    assert "iterations: 2 -> 3" in capsys.readouterr().err
+    assert "budget.tokens: 480 -> 720" in capsys.readouterr().err
     assert snapshot(whole) == before
 
 
