@@ -176,7 +176,9 @@ def loading(directory: Path, load: Callable[[], Any]) -> Any:
     """The result of `load()`; its exceptions become InputError."""
     try:
         return load()
-    except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # the libraries raise anything for files of the wrong type
         raise InputError(
             f"{directory}: cannot be loaded ({one_line(error)}); check judge.kind, or download "
             "the checkpoint again"
