@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import warnings
@@ -818,6 +819,33 @@ def test_a_damaged_checkpoint_is_named_with_the_fix(damage, checkpoints, tmp_pat
             check(KIND[name], directory)
         assert str(directory) in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer_config.json", "[]"),
+        ("config.json", '{"model_type":"mistral","hidden_size":"x"}'),
+    ],
+)
+def test_files_with_values_of_the_wrong_type_are_refused(
+    name, content, checkpoints, tmp_path
+) -> None:
+    directory = shutil.copytree(checkpoints["reward_model"], tmp_path / "judge")
+    (directory / name).write_text(content)
+    with pytest.raises(InputError, match="judge: cannot be loaded") as caught:
+        build_judge("reward_model", str(directory), device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json"])
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_what_is_no_regular_file_is_refused(name, make, checkpoints, tmp_path) -> None:
+    directory = shutil.copytree(checkpoints["reward_model"], tmp_path / "judge")
+    (directory / name).unlink(missing_ok=True)
+    make(directory / name)
+    with pytest.raises(InputError, match=rf"{name}: not a regular file"):
+        check_judge_files("reward_model", str(directory))
 
 
 def test_the_wrong_kind_of_checkpoint_is_named(checkpoints, tmp_path) -> None:

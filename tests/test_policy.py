@@ -373,6 +373,18 @@ def test_adapters_of_tied_models_that_are_accepted_can_be_merged(
         assert (own - policy.batch_log_probs(batch, adapter=False)).abs().max() > 0.1
 
 
+def test_adapters_with_settings_that_cannot_be_are_refused(
+    checkpoints: Path, tmp_path: Path
+) -> None:
+    load(checkpoints / "mistral").save_adapter(tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_config.json"
+    genuine = json.loads(file.read_text())
+    for wrong in ({"r": "x"}, {"r": -1}, {"target_modules": "("}, {"lora_alpha": "x"}):
+        file.write_text(json.dumps(genuine | wrong))
+        with pytest.raises(InputError, match=r"adapter_config\.json: "):
+            load(checkpoints / "mistral", adapter=tmp_path / "adapter")
+
+
 def test_adapters_with_a_damaged_record_of_their_base_are_refused(
     checkpoints: Path, tmp_path: Path
 ) -> None:

@@ -90,7 +90,9 @@ def _weight_files(directory: Path) -> list[Path]:
     index = directory / "model.safetensors.index.json"
     if index.exists():
         names = read_json(index).get("weight_map")
-        if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
+        if not (isinstance(names, dict) and names) or not all(
+            isinstance(n, str) for n in names.values()
+        ):
             raise InputError(f"{index}: no weight_map of file names; download the checkpoint again")
         return [directory / name for name in sorted(set(names.values()))]
     file = directory / "model.safetensors"
@@ -103,6 +105,8 @@ def _weight_files(directory: Path) -> list[Path]:
 
 
 def _count_in_file(file: Path) -> int:
+    if file.exists() and not file.is_file():  # opening a FIFO would wait forever
+        raise InputError(f"{file}: not a regular file; download the checkpoint again")
     try:
         with safe_open(file, framework="pt") as tensors:
             shapes = [tensors.get_slice(key).get_shape() for key in list(tensors.keys())]
@@ -172,7 +176,9 @@ def loading(directory: Path, load: Callable[[], Any]) -> Any:
     """The result of `load()`; its exceptions become InputError."""
     try:
         return load()
-    except (ImportError, OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # the libraries raise anything for files of the wrong type
         raise InputError(
             f"{directory}: cannot be loaded ({one_line(error)}); check judge.kind, or download "
             "the checkpoint again"

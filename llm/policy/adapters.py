@@ -59,7 +59,7 @@ def read_adapter_config(directory: str, lora: LoraSettings) -> LoraConfig:
     return config
 
 
-def add_adapter(base, config: LoraConfig) -> PeftModel:
+def add_adapter(base, config: LoraConfig, where: str = "lora.target_modules") -> PeftModel:
     """The base model with a new adapter.
 
     Raises InputError for unknown target modules, and for LoRA on one of two layers that share their
@@ -77,7 +77,7 @@ def add_adapter(base, config: LoraConfig) -> PeftModel:
             model = get_peft_model(base, config)
         except Exception as error:  # peft raises ValueError, TypeError, re.error, ...
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise InputError(f"lora.target_modules: {reason}") from error
+            raise InputError(f"{where}: {reason}") from error
     _check_tied(model)
     for name, module in model.named_modules():
         if "modules_to_save." in name and isinstance(module, torch.nn.Linear):

@@ -95,7 +95,8 @@ class Policy:
         new = given is None
         lora_config = new_adapter_config(lora) if new else read_adapter_config(given, lora)
         with seeded(seed, device):
-            model = add_adapter(base, lora_config)
+            where = "lora.target_modules" if new else f"{given}/adapter_config.json"
+            model = add_adapter(base, lora_config, where)
         policy = cls(
             model=model,
             tokenizer=tokenizer,
