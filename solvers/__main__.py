@@ -213,9 +213,9 @@ def _add_run(parser: Parser, steps: int) -> None:
     parser.add_argument(
         "--tol",
         type=_number,
-        default=1e-10,
         metavar="X",
-        help="stop when the duality gap is at most X; 0 never stops early (default: 1e-10)",
+        help="stop when the duality gap is at most X; 0 never stops early (default: 1e-10 times "
+        "the range of the payoffs, or times --tau where that is larger)",
     )
 
 

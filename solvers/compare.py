@@ -101,7 +101,7 @@ def compare(
     eta: StepSize = None,
     reference: Reference = None,
     steps: int = 2000,
-    tol: float = 1e-10,
+    tol: float | None = None,
     on_step: Callable[[str, int], None] | None = None,
 ) -> list[Run | Skipped]:
     """All rules, or those named, on one game; each gets the settings that it has.

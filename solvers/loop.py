@@ -87,7 +87,7 @@ def solve(
     rule: str | UpdateRule = "gmmd",
     *,
     steps: int = 1000,
-    tol: float = 1e-10,
+    tol: float | None = None,
     start: np.ndarray | Sequence[np.ndarray] | None = None,
     reference: np.ndarray | Sequence[np.ndarray] | None = None,
     equilibrium: np.ndarray | Sequence[np.ndarray] | None = None,
@@ -100,18 +100,20 @@ def solve(
     start, reference  log-probabilities (..., n), the uniform policy unless given; a run starts at
                       its reference. A pair of them in a zero-sum game; points (x, y) on ℝ × ℝ.
     equilibrium       log π* to measure KL(π*‖π_t) against
-    tol               stop when every duality gap is ≤ tol, looked at when it is recorded: at every
-                      step up to 128, then at steps 1/64 apart; 0 never stops early
+    tol               stop when every duality gap is ≤ tol, which is tested when it is recorded: at
+                      every step up to 128, then at steps 1/64 apart; 0 never stops early. None:
+                      1e-10 times the range of the payoffs, or times τ where that is larger
     settings          eta, tau, regularizer, alpha, memory, magnet_every: see `get_rule`
 
-    The gap is that of the rule's target game. Raises InputError for arguments that do not fit.
+    The gap is that of the rule's target game. A gap that is negative beyond rounding is an error of
+    arithmetic: the status is then `non_finite`. Raises InputError for arguments that do not fit.
 
     >>> from games import zoo
     >>> solution = solve(zoo.get("biased_rps"), "mmd", tau=0.5, tol=1e-12)
     >>> solution.status
     <Status.CONVERGED: 'converged'>
     """
-    if steps < 0 or tol < 0:
+    if steps < 0 or (tol is not None and tol < 0):
         raise InputError("steps and tol must not be negative")
     rule = get_rule(rule, **settings)
     board = _board(game)
@@ -127,6 +129,8 @@ def solve(
         both = references[0] if len(references) == 1 else (references[0], references[1])
         rule = with_step_size(rule, game, both, steps, board.mirror)
 
+    rounding = _default_tolerance(game, rule)
+    enough = rounding if tol is None else np.asarray(tol)
     began = time.perf_counter()
     players = [
         _Player.at(theta, mu, rule, board.mirror)
@@ -138,9 +142,13 @@ def solve(
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         recorder.record(0, players)
         while True:
-            if tol > 0 and recorder.last_step == t and np.all(recorder.last_gap <= tol):
-                status = Status.CONVERGED
-                break
+            if recorder.last_step == t:
+                if np.any(recorder.last_gap < -np.maximum(enough, rounding)):
+                    status = Status.NON_FINITE
+                    break
+                if np.all(enough > 0) and np.all(recorder.last_gap <= enough):
+                    status = Status.CONVERGED
+                    break
             if t == steps:
                 break
             plays = board.plays([player.measure(rule, board) for player in players])
@@ -174,6 +182,14 @@ def solve(
         recorder.history(),
         board.mirror is ENTROPY,
     )
+
+
+def _default_tolerance(game: Game, rule: UpdateRule) -> np.ndarray:
+    """(...): the gap of a converged policy, in the units of each game."""
+    if not isinstance(game, SymmetricGame | MatrixGame):
+        return np.asarray(1e-10)
+    spread = game.payoff.max(axis=(-1, -2)) - game.payoff.min(axis=(-1, -2))
+    return 1e-10 * np.maximum(spread, rule.target[1])
 
 
 def _is_recorded(t: int) -> bool:

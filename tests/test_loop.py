@@ -238,3 +238,25 @@ def test_references_with_zeros_are_refused_but_starts_may_have_them():
     stays = solve(RPS, "mwu", eta=1.0, steps=10, start=start)
     assert stays.logp[2] == -np.inf  # mirror steps never leave a face
     assert parse("reverse_kl").value(stays.logp, np.full(3, -np.log(3))) < np.log(3)
+
+
+@pytest.mark.parametrize("scale", [1e-11, 1e-6, 1.0, 1e6])
+def test_it_stops_at_the_same_policy_in_any_unit(scale):
+    """η, τ and the gap have the units of the payoff, and so has the default tolerance."""
+    skew = np.array([[0.0, 1.0, -2.0], [-1.0, 0.0, 3.0], [2.0, -3.0, 0.0]])
+    game = SkewGame(scale * skew)
+    found = solve(game, "egpo", tau=0.1 * scale, steps=500)
+    expected = solve(SkewGame(skew), "egpo", tau=0.1, steps=500)
+    assert found.status is Status.CONVERGED
+    assert found.steps == expected.steps
+    # Rounding of the scaled payoffs, over some hundred contracting steps.
+    np.testing.assert_allclose(found.policy, expected.policy, atol=1e-12)
+    absolute = solve(game, "egpo", tau=0.1 * scale, steps=500, tol=scale)
+    assert absolute.steps < found.steps  # an explicit tolerance is an absolute gap
+
+
+def test_a_negative_gap_is_an_error_of_arithmetic(monkeypatch):
+    """Whatever its cause: it is not a converged policy."""
+    for gap, status in ((-1e-6, Status.NON_FINITE), (-1e-12, Status.CONVERGED)):
+        monkeypatch.setattr("solvers.loop.duality_gap", lambda *_, gap=gap: np.asarray(gap))
+        assert solve(zoo.get("rps"), "gmmd", tau=0.1, eta=1.0).status is status

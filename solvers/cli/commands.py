@@ -57,8 +57,8 @@ def solve_command(args: Namespace) -> int:
         print_path(report, args.plot)
     if played.solution.status is Status.NON_FINITE:
         print(
-            f"solvers: {rule.name} diverged (NaN or infinity) after step {played.solution.steps}; "
-            "the policy is the last finite one: take a smaller --eta",
+            f"solvers: {rule.name} diverged (NaN or infinity, or a negative gap) after step "
+            f"{played.solution.steps}; the policy is the last finite one: take a smaller --eta",
             file=sys.stderr,
         )
         return 1

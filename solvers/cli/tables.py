@@ -134,11 +134,12 @@ def catalogue(names: dict[str, str]) -> Table:
 
 
 def small(values: np.ndarray | float) -> str:
-    """The largest of a batch of distances; what rounding left below 0 is 0."""
-    largest = float(np.max(values))
+    """The largest in size of a batch of distances, with its sign."""
+    flat = np.ravel(values)
+    largest = float(flat[np.argmax(np.abs(flat))])
     if np.isnan(largest):
         return "–"
-    return f"{largest:.1e}" if largest > 0 else "0"
+    return f"{largest:.1e}" if largest != 0 else "0"
 
 
 def span(values: np.ndarray | float) -> str:
