@@ -21,6 +21,7 @@ from games.errors import InputError
 from llm.config.help import describe
 from llm.config.loading import load_config, shipped_configs, split_override
 from llm.config.schema import TrainConfig
+from llm.config.section import unsavable
 from llm.run.lifecycle import exit_code, quiet_libraries, started
 from llm.storage.chunks import World
 from llm.storage.directory import RunDirectory, find_run
@@ -59,6 +60,8 @@ def run_training(config: TrainConfig, console: Console | None = None) -> RunDire
     parts = prepare(config, world)
     source, rule, fit = parts.source, parts.rule, parts.fit
     check_stored_prompts(run, config, source, parts.prompts)
+    for name in unsavable(config):
+        report.say(f"{name}: an object without an import path, so that this run cannot be resumed")
     with started(run, config, world, report):
         session = Session(config, parts, run, world, report)
         stages = session.stages

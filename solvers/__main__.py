@@ -15,6 +15,7 @@ from pathlib import Path
 
 from games import InputError, zoo
 from games.loading import KINDS
+from games.printable import printable
 
 from .claims.parser import add_parser as add_claims
 from .console import Parser, unexpected
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = _parser().parse_args((sys.argv[1:] if argv is None else argv) or ["compare"])
         return _command(args.command)(args)
     except InputError as error:
-        print(f"solvers: {error}", file=sys.stderr)
+        print(f"solvers: {printable(str(error))}", file=sys.stderr)
         return 2
     except MemoryError:
         print("solvers: this game does not fit into memory; take a smaller one", file=sys.stderr)
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _forget_output()
         return 1
     except Exception as error:
-        print(f"solvers: {unexpected(error)}", file=sys.stderr)
+        print(f"solvers: {printable(unexpected(error))}", file=sys.stderr)
         return 70
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from games.printable import printable
 from llm.evaluation.metrics import METRICS, Metric
 from llm.storage.files import Record
 
@@ -103,6 +106,27 @@ def _line(columns: Sequence[Column], row: Record) -> str:
     return "  ".join(column.show(row) for column in columns)
 
 
+class _ProgressLines:
+    """Progress as lines, for a console that is not a terminal: at most one per `EVERY` seconds."""
+
+    EVERY = 60.0
+
+    def __init__(self, name: str, total: int) -> None:
+        self.name, self.total, self.done = name, total, 0
+        self.began = self.said = time.monotonic()
+
+    def advance(self, done: int) -> str | None:
+        """The line that is due once `done` more are done, if one is."""
+        self.done += done
+        now = time.monotonic()
+        if now - self.said < self.EVERY or self.done == 0:
+            return None
+        self.said = now
+        rate = self.done / (now - self.began)
+        left = max(self.total - self.done, 0) / rate
+        return f"{self.name}: {self.done} of {self.total}, {rate:.3g} per second, {left:.0f} s left"
+
+
 class Report:
     """A run on the console. Of several processes only the main one prints."""
 
@@ -130,8 +154,9 @@ class Report:
     def say(self, text: str) -> None:
         """A line for the user and for run.log."""
         if not self.quiet:
+            text = printable(text)
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
-            logger.info(text)
+            logger.info("%s", text)
 
     def row(self, row: Record) -> None:
         """The next line of the table. The first row determines the columns and prints a heading."""
@@ -146,7 +171,15 @@ class Report:
     def stage(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
         """A progress bar; call the context's value with the amount done since the last call."""
         task = self.progress.add_task(name, total=total)
-        yield lambda done: self.progress.update(task, advance=done)
+        lines = _ProgressLines(name, total)
+
+        def advance(done: int) -> None:
+            self.progress.update(task, advance=done)
+            if (line := lines.advance(done)) and not self.quiet and not self.console.is_terminal:
+                print(line, file=sys.stderr, flush=True)
+                logger.info(line)
+
+        yield advance
         self.progress.remove_task(task)
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from games.errors import InputError
+from games.printable import printable
 from llm.config.schema import TrainConfig
 from llm.policy.interrupts import interruptible
 from llm.storage.chunks import World
@@ -124,5 +125,5 @@ def exit_code(command: Callable[[], int]) -> int:
 def _fail(message: str, code: int) -> int:
     """Prints the message, once for all processes."""
     if os.environ.get("RANK", "0") == "0":
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {printable(message)}", file=sys.stderr)
     return code

@@ -12,6 +12,7 @@ import numpy as np
 from rich.console import Console
 
 from games import InputError, MatrixGame, zoo
+from games.printable import printable
 
 from .. import outputs
 from ..compare import Run, Skipped, compare, run
@@ -86,7 +87,8 @@ def compare_command(args: Namespace) -> int:
         )
     if not any(isinstance(played, Run) for played in runs):
         raise InputError("; ".join(tables.notes(runs)))
-    report.print(tables.comparison(runs, f"{args.game}, {_size(game)}", report))
+    title = printable(f"{args.game}, {_size(game)}")
+    report.print(tables.comparison(runs, title, report))
     _print_notes(report, runs)
     if args.json is not None:
         outputs.write_json([_compare_record(args, played) for played in runs], args.json)

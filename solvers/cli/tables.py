@@ -10,6 +10,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from games.printable import printable
+
 from ..compare import Run, Skipped
 from ..loop import Status
 
@@ -105,7 +107,7 @@ def policies(columns: dict[str, np.ndarray], labels: tuple[str, ...] | None, tit
     order = np.argsort(-first, kind="stable")
     shown, rest = order[:MOST_ACTIONS], order[MOST_ACTIONS:]
     for i in shown.tolist():
-        name = labels[i] if labels else str(i + 1)
+        name = printable(labels[i]) if labels else str(i + 1)
         table.add_row(name, *(f"{values[i]:.6f}" for values in columns.values()))
     if len(rest):
         sums = (f"{values[rest].sum():.6f}" for values in columns.values())
@@ -119,7 +121,7 @@ def facts(rows: dict[str, Any]) -> Table:
     table.add_column(style="dim")
     table.add_column()
     for name, value in rows.items():
-        table.add_row(name, str(value))
+        table.add_row(name, printable(str(value)))
     return table
 
 

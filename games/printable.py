@@ -1,0 +1,29 @@
+"""Text from outside, made safe to print."""
+
+from __future__ import annotations
+
+import unicodedata
+
+
+def printable(text: str) -> str:
+    r"""The text with control characters as escapes; line feeds and tabs are kept.
+
+    Labels, prompts, responses and paths may hold escape sequences that would change the terminal,
+    or bidirectional controls that reorder what is read.
+
+    >>> printable("a\x1b[2Jb")
+    'a\\x1b[2Jb'
+    """
+    return "".join(
+        char if char in "\n\t" or unicodedata.category(char) not in _CONTROLS else _escaped(char)
+        for char in text
+    )
+
+
+# Control characters, surrogates that do not encode, and format characters such as U+202E.
+_CONTROLS = ("Cc", "Cs", "Cf")
+
+
+def _escaped(char: str) -> str:
+    # Joiners are part of emoji and of many scripts.
+    return char if char in "\u200c\u200d" else char.encode("unicode_escape").decode("ascii")
