@@ -16,6 +16,7 @@ import pytest
 from games.errors import InputError
 from llm import load_config, run_training
 from llm.policy.fitting import check_losses
+from llm.run.lifecycle import Interrupted
 from llm.train import main
 from tests.test_train import SMALL, adapter, run
 
@@ -105,10 +106,69 @@ def test_prompts_that_changed_under_a_run_are_refused(tmp_path: Path) -> None:
     assert (path / "final").is_dir()
 
 
+# --- damaged pieces -------------------------------------------------------------------------------
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def not_text(path: Path) -> None:
+    path.write_bytes(b"\xff\xfe" + path.read_bytes())
+
+
+def a_directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("damage", [cut, empty, not_text, a_directory])
+def test_a_damaged_chunk_is_computed_again(tmp_path: Path, three: Path, damage) -> None:
+    """Of any stage: the iteration then ends in the same adapter."""
+    path = tmp_path / "run"
+    shutil.copytree(three, path)
+    shutil.rmtree(path / "final")
+    shutil.rmtree(path / "iterations" / "002" / "adapter")
+    for stage in ("responses", "preferences"):
+        damage(path / "iterations" / "002" / stage / "00001.jsonl")
+    run(path, "iterations=3")
+    assert adapter(path) == adapter(three)
+
+
+def test_a_damaged_adapter_or_table_is_named_with_what_to_do(tmp_path: Path, three: Path) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(three, path)
+    shutil.rmtree(path / "final")
+    shutil.rmtree(path / "iterations" / "002" / "adapter")
+    last = path / "iterations" / "001" / "adapter"
+    cut(last / "adapter_model.safetensors")
+    with pytest.raises(Interrupted, match=rf"damaged; delete {last} to train it again"):
+        run(path, "iterations=3")
+    shutil.rmtree(last)
+    shutil.rmtree(path / "iterations" / "002")
+    run(path, "iterations=3")
+    assert adapter(path) == adapter(three)
+    shutil.rmtree(path / "final")
+    cut(path / "metrics.jsonl")
+    with pytest.raises((InputError, Interrupted), match=r"metrics.jsonl:1: is damaged"):
+        run(path, "iterations=3")
+
+
 # --- signals and unexpected errors ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        signal.SIGTERM,
+        pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_stops_a_run_in_one_line(
     tmp_path: Path, three: Path, kind: signal.Signals
 ) -> None:
@@ -131,7 +191,6 @@ def test_a_signal_stops_a_run_in_one_line(
 
 def test_a_signal_during_the_fit_leaves_a_checkpoint(tmp_path: Path, monkeypatch) -> None:
     from llm.policy import fitting
-    from llm.run.lifecycle import Interrupted
 
     genuine = fitting._Checkpoints.on_step_end
 

@@ -8,9 +8,11 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
+from games.errors import InputError
 from llm.config.schema import TrainConfig
 from llm.data.examples import Prompt
 from llm.evaluation.curves import draw_curves
@@ -93,13 +95,22 @@ class Session:
         for t in range(first if self.world.is_main else 0):  # left by a run killed before cleaning
             shutil.rmtree(self.run.iteration(t) / "trainer", ignore_errors=True)
         if first:
-            parts.policy.load_adapter(self.run.adapter(first))
+            self._load(self.run.adapter(first))
         for t in range(first, config.iterations):
             if exceeded := self.budget.exceeded(t):
                 self.report.say(exceeded)
                 return
             self.stages.used = dict.fromkeys(USED, 0)
             yield t
+
+    def _load(self, adapter: Path) -> None:
+        """Raises InputError that says how to train a damaged adapter again."""
+        try:
+            self.parts.policy.load_adapter(adapter)
+        except InputError as error:
+            raise InputError(
+                f"{error}: the adapter of this run is damaged; delete {adapter} to train it again"
+            ) from error
 
     def plays(self, t: int, responses: Responses, preference: np.ndarray | None) -> Plays:
         """The finite game of the responses, with what the rule needs of past iterates."""

@@ -25,7 +25,11 @@ def check_stored_prompts(
     for directory, asked in _stored(run, config, source, prompts):
         for file in sorted(directory.glob("*.jsonl")):
             first = int(file.stem) * config.chunk_size
-            for row, prompt in zip(read_rows(file), asked[first:], strict=False):
+            try:
+                rows = read_rows(file)
+            except InputError:  # the stage computes a damaged chunk again
+                continue
+            for row, prompt in zip(rows, asked[first:], strict=False):
                 _check(row["prompt"], prompt.text, "prompt", file, config)
                 answers = row["responses"][: len(prompt.answer_texts)]
                 if directory.name == "responses" and directory.parent.name != "evaluation":

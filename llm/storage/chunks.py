@@ -7,6 +7,7 @@ stored after a kill, therefore do not depend on the number of processes.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -14,7 +15,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
-from llm.storage.files import Record, read_rows, write_rows
+from games.errors import InputError
+from llm.storage.files import Record, read_rows, remove_directory, write_rows
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,23 @@ class World:
             dist.destroy_process_group()
 
 
+def _is_stored(path: Path, chunk: Chunk) -> bool:
+    """Whether a chunk is stored completely; what is left of a damaged one is removed."""
+    if not path.exists() and not path.is_symlink():
+        return False
+    try:
+        if len(read_rows(path)) == chunk.stop - chunk.start:
+            return True
+    except InputError:
+        pass
+    logger.warning("%s is damaged and computed again", path)
+    if path.is_dir() and not path.is_symlink():
+        remove_directory(path)
+    else:
+        path.unlink()
+    return False
+
+
 def run_stage(
     directory: Path,
     work: Sequence[Chunk],
@@ -98,7 +119,7 @@ def run_stage(
     """The rows of all chunks in order; stored chunks are read, the others computed and stored."""
     for chunk in work[world.rank :: world.size]:
         path = directory / f"{chunk.index:05d}.jsonl"
-        if not path.exists():
+        if not _is_stored(path, chunk):
             write_rows(path, compute(chunk))
         on_chunk(chunk)
     world.barrier()

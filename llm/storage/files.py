@@ -9,7 +9,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from games.errors import InputError
+
 Record = dict[str, Any]
+DAMAGED = "is damaged; restore the file, or start anew in another output_dir"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -55,16 +58,40 @@ def write_rows(path: Path, rows: Iterable[Record]) -> None:
 
 
 def read_rows(path: Path) -> list[Record]:
-    """Reads what `write_rows` wrote; an empty list if there is no file."""
+    """Reads what `write_rows` wrote; an empty list if there is no file.
+
+    Raises InputError naming the line that is not a JSON object.
+    """
     if not path.exists():
         return []
+    rows = []
     # Split at "\n" only: responses may contain U+2028.
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+        if line:
+            row = _parsed(line, f"{path}:{number}")
+            if not isinstance(row, dict):
+                raise InputError(f"{path}:{number}: {DAMAGED}")
+            rows.append(row)
+    return rows
 
 
 def read_json(path: Path, default: Any) -> Any:
-    """The content of a JSON file; `default` if there is no file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
+    """The content of a JSON file; `default` if there is no file. Raises InputError."""
+    return _parsed(_read_text(path), str(path)) if path.exists() else default
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise InputError(f"{path}: {DAMAGED}") from None
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise InputError(f"{where}: {DAMAGED}") from None
 
 
 def _flush_directory(path: Path) -> None:
