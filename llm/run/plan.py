@@ -101,7 +101,7 @@ def print_plan(config: TrainConfig, console: Console) -> dict[str, Any]:
     for name, size in parts.items():
         say("memory", f"{name}: {_size(size)}")
     say("", "activations of the training pass are not in it")
-    needed = disk(config, trained, uses.scored)
+    needed = disk(config, trained, uses.log_probs)
     there = next(p for p in (run.path, *run.path.absolute().parents) if p.exists())
     free = shutil.disk_usage(there).free
     say("disk", f"up to {_size(needed)}, free {_size(free)}")
@@ -172,7 +172,7 @@ class Uses:
     prompts      prompts that are trained on, those of pooled iterations included
     sampled      responses that are generated
     comparisons  pairs that are judged
-    scored       responses whose log-probabilities are computed under π_t and μ
+    log_probs    responses whose log-probabilities are computed under π_t and μ
     trained      responses that are trained on
     past         earlier iterates under which log-probabilities are computed as well
     """
@@ -181,7 +181,7 @@ class Uses:
     prompts: int
     sampled: int
     comparisons: int
-    scored: int
+    log_probs: int
     trained: int
     past: int
 
@@ -197,7 +197,7 @@ def uses_of(source: Source, prompts: PromptSet) -> Uses:
         prompts=asked * cost.groups,
         sampled=asked * cost.sampled,
         comparisons=asked * cost.comparisons,
-        scored=asked * cost.scored,
+        log_probs=asked * cost.log_probs,
         trained=asked * cost.trained,
         past=len(past),
     )
@@ -314,7 +314,7 @@ def time_of(config: TrainConfig, prompts: PromptSet, uses: Uses) -> str:
         prompt = sum(len(p.token_ids) for p in prompts.folds[0]) / len(prompts.folds[0])
         amounts = {
             "tokens sampled": uses.sampled * length,
-            "tokens scored": (2 * uses.scored + uses.past * uses.trained) * (length + prompt),
+            "tokens scored": (2 * uses.log_probs + uses.past * uses.trained) * (length + prompt),
             "comparisons": uses.comparisons,
             "tokens trained": uses.trained * (length + prompt) * config.train.epochs,
         }

@@ -29,14 +29,14 @@ class Cost:
 
     sampled      responses that are generated
     comparisons  pairs of responses that are judged; the two orders of a pair are one comparison
-    scored       responses whose log-probabilities are computed under π_t and μ
+    log_probs    responses whose log-probabilities are computed under π_t and μ
     trained      responses that are trained on
     groups       prompts that are trained on (more than one where iterations are pooled)
     """
 
     sampled: int
     comparisons: int
-    scored: int
+    log_probs: int
     trained: int
     groups: int = 1
 

@@ -48,7 +48,7 @@ class Demonstrations(Source):
         config, k = self.config, self.config.samples_per_prompt
         pooled = min(config.pooled_iterations, config.iterations)
         answered = pooled * (k + 1)
-        return Cost(sampled=k, comparisons=0, scored=answered, trained=answered, groups=pooled)
+        return Cost(sampled=k, comparisons=0, log_probs=answered, trained=answered, groups=pooled)
 
     def is_consistent(self, fit: Fit) -> bool:
         """The logistic fit of these pairs is the rule's own."""

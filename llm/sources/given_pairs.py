@@ -59,7 +59,7 @@ class GivenPairs(Source):
     @property
     def cost(self) -> Cost:
         """Log-probabilities of the two answers."""
-        return Cost(sampled=0, comparisons=0, scored=2, trained=2)
+        return Cost(sampled=0, comparisons=0, log_probs=2, trained=2)
 
     def responses(self, t: int, stages: Stages) -> Responses:
         """The answers of the dataset."""

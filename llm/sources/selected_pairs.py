@@ -47,7 +47,7 @@ class SelectedPairs(SelfPlay):
         """K responses, and the pairs that the selection asks for."""
         k = self.config.samples_per_prompt
         asked = SELECTIONS[str(self.config.selection)](np.full((k, k), 0.5)).comparisons
-        return Cost(sampled=k, comparisons=asked, scored=k, trained=2)
+        return Cost(sampled=k, comparisons=asked, log_probs=k, trained=2)
 
     def is_consistent(self, fit: Fit) -> bool:
         """A selection is biased."""

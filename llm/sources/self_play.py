@@ -39,7 +39,7 @@ class SelfPlay(Source):
     def cost(self) -> Cost:
         """K responses and all K(K − 1)/2 pairs."""
         k = self.config.samples_per_prompt
-        return Cost(sampled=k, comparisons=comparisons(k), scored=k, trained=k)
+        return Cost(sampled=k, comparisons=comparisons(k), log_probs=k, trained=k)
 
     def responses(self, t: int, stages: Stages) -> Responses:
         """K draws from π_t, or from `sample.distribution`."""

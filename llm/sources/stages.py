@@ -226,7 +226,10 @@ class Stages:
 
     @contextmanager
     def _scoring(self, prompts: int) -> Iterator[Work]:
-        with out_of_memory("scoring", SAMPLING_SETTINGS), self._work("score", prompts) as work:
+        with (
+            out_of_memory("computing log-probabilities", SAMPLING_SETTINGS),
+            self._work("log-probs", prompts) as work,
+        ):
             yield work
 
     @contextmanager

@@ -245,7 +245,7 @@ def _print_solution(report: Console, args: Namespace, game: Game, played: Run) -
     rows = {
         "game": f"{args.game}, {_size(game)}",
         "rule": f"{played.label}, η = {eta:.4g}" if isinstance(eta, float) else played.label,
-        "aims at": played.target,
+        "target": played.target,
         "status": f"{solution.status} after {solution.steps} steps, {solution.seconds:.2f} s",
         "duality gap": gaps,
         "KL(π*‖π)": tables.small(played.kl[-1]),
