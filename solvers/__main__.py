@@ -46,8 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("solvers: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
+    except OSError as error:  # standard output that is closed or full
         _forget_output()
+        if not isinstance(error, BrokenPipeError):
+            print(f"solvers: output stopped: {error.strerror or error}", file=sys.stderr)
         return 1
     except Exception as error:
         print(f"solvers: {printable(unexpected(error))}", file=sys.stderr)

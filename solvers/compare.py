@@ -152,7 +152,7 @@ def _settled(rule: UpdateRule, settings: dict, widest: UpdateRule) -> UpdateRule
 
 def _variants(rule: UpdateRule, game: Game) -> list[UpdateRule]:
     """Nash-MD by its schedule and with a constant step, every other rule as it is."""
-    if not rule.constant_step_bias or constant(rule.eta):
+    if not rule.constant_step_bias or constant(rule.eta) or rule.tau == 0:
         return [rule]
     # MMD's step by theory, where the share ητ of μ in the mixture leaves room for π_t.
     lip = lipschitz(game)

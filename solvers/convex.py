@@ -125,9 +125,11 @@ def _best(table: np.ndarray, regularizer, tau: float, mu: np.ndarray, nu: np.nda
         objective = tau * _value(regularizer, x, mu) + _conjugate(regularizer, losses, nu, tau)
     problem = cp.Problem(cp.Minimize(objective), [cp.Zero(cp.sum(x) - 1)])
     try:
-        problem.solve(solver=cp.CLARABEL)
-    except cp.SolverError as error:
-        raise InputError(f"cvxpy gave no answer: {error}; use the exact method") from None
+        with np.errstate(over="ignore", invalid="ignore"):  # refused below
+            problem.solve(solver=cp.CLARABEL)
+    except (cp.SolverError, ValueError) as error:  # ValueError: data that overflow
+        reason = str(error).splitlines()[0]
+        raise InputError(f"cvxpy gave no answer ({reason}): use the exact method") from None
     if x.value is None:
         raise InputError(f"cvxpy gave no answer ({problem.status}): use the exact method")
     return x.value

@@ -18,25 +18,35 @@ PICTURES = (".png", ".pdf", ".svg")
 
 
 def check_target(path: Path) -> None:
-    """Raise InputError unless a file can be written there; leaves nothing behind."""
-    target = path.resolve()
-    if target.is_dir():
-        raise InputError(f"{path}: this is a directory; name a file in it")
-    if target.exists():
-        if not os.access(target, os.W_OK):
-            raise InputError(f"{path}: it cannot be overwritten; name another file")
-        if not target.is_file():  # a device or a pipe: nothing to try out
-            return
+    """Raises InputError unless a file can be written there; leaves nothing behind."""
     try:
+        target = path.resolve()
+        if target.is_dir():
+            raise InputError(f"{path}: this is a directory; name a file in it")
+        if target.exists():
+            if not os.access(target, os.W_OK):
+                raise InputError(f"{path}: it cannot be overwritten; name another file")
+            if not target.is_file():  # a device or a pipe cannot be tried
+                return
         trial = _temporary(target)
         trial.touch()
         trial.unlink()
-    except OSError as error:
-        reason = "there is no such directory" if not target.parent.is_dir() else error.strerror
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a loop of links
+        if isinstance(error, InputError):
+            raise
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        reason = getattr(error, "strerror", None) or str(error)
+        reason = "there is no such directory" if missing else reason
         raise InputError(
-            f"{path}: it cannot be written ({reason}); name a file in a directory that you may "
-            "write to"
+            f"{shortened(path)}: it cannot be written ({reason}); name a file in a directory that "
+            "you may write to"
         ) from None
+
+
+def shortened(path: Path) -> str:
+    """A path for a message: at most 200 characters."""
+    text = str(path)
+    return text if len(text) <= 200 else f"{text[:100]}…{text[-80:]}"
 
 
 def check_picture(path: Path) -> None:

@@ -100,7 +100,7 @@ def _egpo_rate(eta: float, known: Constants) -> float | None:
 
 
 def _nash_md_bound(eta: float | Schedule, known: Constants, t: Array) -> Array | None:
-    return 8 / (known.tau**2 * (t + 1)) if callable(eta) else None
+    return 8 / known.tau / known.tau / (t + 1) if callable(eta) else None
 
 
 # Sokota et al. 2022, Thm 3.4.

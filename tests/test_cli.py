@@ -632,3 +632,35 @@ def test_loading_from_the_command_line_is_loading_from_python(answer):
     path = write("game.csv", [["", "a", "b"], ["a", 0.5, 0.6], ["b", 0.4, 0.5]])
     assert load(path).labels == ("a", "b")
     assert answer("nash", path)["policy"] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["compare", "rps", "--tau", "0", "--steps", "5"],
+        ["compare", "rps", "--tau", "1e155", "--steps", "5"],
+        ["solve", "rps", "--steps", "2", "--plot", "x" * 252 + ".png"],
+        ["solve", "rps", "--steps", "2", "--json", "x" * 300],
+        ["nash", "rps", "--tau", "1e308", "--regularizer", "chi2", "--method", "cvxpy"],
+    ],
+    ids=lambda arguments: " ".join(arguments)[:60],
+)
+def test_extreme_settings_are_answered_or_refused_in_one_line(
+    arguments, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    code = main(arguments)
+    said = capsys.readouterr().err
+    assert code in (0, 2)
+    assert len(said.splitlines()) == (code == 2)
+    assert len(said) < 400
+
+
+def test_a_full_standard_output_is_one_line():
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    command = [sys.executable, "-m", "solvers", "nash", "rps"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == ["solvers: output stopped: No space left on device"]

@@ -85,6 +85,11 @@ class RunDirectory:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"output_dir={self.path}: cannot be created ({error.strerror}); give another one"
+            ) from None
+        try:
             with (self.path / "run.log").open("a", encoding="utf-8") as stream:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # Of a run that is extended. Before the configuration: a kill between the two
