@@ -39,3 +39,17 @@ def test_its_tree_is_what_ls_shows():
         there |= {f"{top}/{path.name}/" for path in folders if path.name != "__pycache__"}
     documents = {path.name for path in ROOT.glob("*.md")} - {"README.md"}
     assert listed == there | documents
+
+
+def test_documents_name_files_and_tests_that_exist():
+    documents = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+    missing = []
+    for document in documents:
+        text = document.read_text(encoding="utf-8")
+        for file, name in re.findall(r"(test_\w+\.py)::(\w+)", text):
+            path = ROOT / "tests" / file
+            if not path.exists() or f"def {name}" not in path.read_text(encoding="utf-8"):
+                missing.append(f"{document.name}: {file}::{name}")
+        paths = re.findall(r"`((?:games|solvers|llm)/[\w/]+\.\w+)`", text)
+        missing += [f"{document.name}: {path}" for path in paths if not (ROOT / path).exists()]
+    assert missing == []
