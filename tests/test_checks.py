@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from games.errors import InputError
 from llm.config.loading import load_config
 from llm.config.schema import LoraConfig, ModelConfig
-from llm.judges.build import build_judge, judge_device
+from llm.judges.build import build_judge
+from llm.policy.devices import named_device
 from llm.policy.model import Policy
 from llm.run.checks import check_settings
 from llm.train import main
@@ -153,6 +154,6 @@ def test_an_end_token_that_is_no_token_is_named(tmp_path: Path) -> None:
 
 def test_judges_have_devices(tmp_path: Path) -> None:
     for name in ("meta", "xyz"):
-        with pytest.raises(InputError, match=f"judge.device={name}: choose"):
-            judge_device(name)
-    assert judge_device("cpu").type == "cpu"
+        with pytest.raises(InputError, match=f"judge.device={name}: not a device"):
+            named_device("judge.device", name)
+    assert named_device("judge.device", "cpu").type == "cpu"

@@ -164,7 +164,7 @@ def test_the_shipped_preference_is_the_one_that_is_built() -> None:
     assert np.abs(built - game.preference().payoff).max() < 1e-6
 
 
-# --- answers of the data --------------------------------------------------------------------------
+# --- dataset responses ----------------------------------------------------------------------------
 
 
 def rows_of(directory: Path) -> list[dict[str, str]]:

@@ -928,7 +928,7 @@ def test_a_name_the_hub_does_not_give_is_named() -> None:
         ("pairmr", {}, "judge.kind=pairmr: unknown; did you mean 'pairrm'"),
         ("pairrm", {"preference": "elo"}, "judge.preference=elo: unknown; choose from general"),
         ("pairrm", {"dtype": "int8"}, "judge.dtype=int8: unknown; choose from float32"),
-        ("pairrm", {"device": "gpu"}, "judge.device=gpu: choose auto, cpu"),
+        ("pairrm", {"device": "gpu"}, "judge.device=gpu: not a device here; choose cpu"),
         ("pairrm", {"device": "cuda:99"}, "judge.device=cuda:99: this machine has no such device"),
         (
             "callable",

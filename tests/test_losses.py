@@ -568,7 +568,7 @@ def test_a_stored_batch_in_plain_loops(name, fit, options, regularizer):
 @pytest.mark.parametrize("sampled", [False, True], ids=["exact", "sampled"])
 @pytest.mark.parametrize("name", DATA_RULES)
 def test_a_stored_batch_of_answers_in_plain_loops(name, sampled):
-    """α-SPIN Eq. 6: every answer of the data over every one of the opponent's."""
+    """α-SPIN Eq. 6: every dataset response over every one of the opponent's."""
     plays, theta = batch("exact")
     alpha, rule = 1.0 if name == "spin" else 0.95, get_rule(name, eta=ETA)
     own = replace(plays.own, logp_data=np.log(BATCH["data"]))

@@ -1,4 +1,4 @@
-"""Rules that learn from answers of the data (SPIN, α-SPIN, DPO on given pairs), as runs."""
+"""Rules that learn from dataset responses (SPIN, α-SPIN, DPO on given pairs), as runs."""
 
 from __future__ import annotations
 

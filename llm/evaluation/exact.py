@@ -181,7 +181,8 @@ class StyleGame:
 
     The style judge looks at the style only. The equilibrium therefore keeps μ's distribution within
     each style, and its shares of the styles are the equilibrium of the 4 × 4 game (any
-    f-divergence). The answers of the dataset differ from μ in the shares of their styles only, too.
+    f-divergence). The responses of the embedded dataset differ from μ only in
+    their shares of the styles, too.
 
     logp_star  (4,): log of the shares in π*; None where the rule learns from other answers
     """

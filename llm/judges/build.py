@@ -11,6 +11,7 @@ from games.errors import InputError
 from games.lookup import load_object, suggestion
 from llm.config.registries import JUDGES
 from llm.judges.model import Judge, JudgeKind, Settings
+from llm.policy.devices import named_device
 
 PREFERENCES = ("general", "bradley_terry")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -58,7 +59,7 @@ def build_judge(
         preference=preference,
         trust_remote_code=trust_remote_code,
     )
-    target = judge_device(device)
+    target = named_device("judge.device", device)
     return judge_kind.build(path, settings).to(target)
 
 
@@ -81,20 +82,3 @@ def _kind(name: str) -> JudgeKind:
 def _check_choice(field: str, value: str, choices: Collection[str]) -> None:
     if value not in choices:
         raise InputError(f"{field}={value}: unknown; {suggestion(value, choices)}")
-
-
-def judge_device(name: str) -> torch.device:
-    """The device with this name; `auto` is a GPU if there is one. Raises InputError."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        if device.type != "cuda":
-            torch.zeros(1, device=device).item()
-    except Exception as error:  # RuntimeError, NotImplementedError (meta), AssertionError, ...
-        raise InputError(f"judge.device={name}: choose auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(
-            f"judge.device={name}: this machine has no such device; set judge.device=cpu"
-        )
-    return device

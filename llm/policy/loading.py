@@ -57,18 +57,6 @@ def naming_field(key: str, path: str | Path) -> Iterator[None]:
         raise InputError(f"{key}={path}: cannot be read ({said[0]}); give {HINTS[key]}") from error
 
 
-def model_device(name: str | None) -> torch.device:
-    """The device of that name; None: a GPU where there is one. Raises InputError."""
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"model.device={name}: there is no CUDA device here; set model.device=cpu")
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"model.device={name}: not a device; set it to cpu or cuda") from error
-
-
 def load_base_model(settings: ModelConfig, config: PreTrainedConfig, device: torch.device):
     """The causal LM of `model.path`. Raises InputError where weights are missing."""
     # Weights are placed while they are read, so that a large model is never held in host memory.

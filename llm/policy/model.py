@@ -29,12 +29,12 @@ from llm.policy.adapters import (
     new_adapter_config,
     read_adapter_config,
 )
+from llm.policy.devices import named_device
 from llm.policy.loading import (
     check_finite,
     disable_dropout,
     fingerprint_of,
     load_base_model,
-    model_device,
     naming_field,
     padding_token_id,
     random_base_model,
@@ -72,7 +72,9 @@ class Policy:
         only. A given adapter uses only the dropout of `lora`. Raises InputError naming the field.
         """
         lora = lora or LoraSettings()
-        device = model_device(settings.device)
+        # On the meta device a policy has a shape and no weights.
+        meta = settings.device == "meta"
+        device = torch.device("meta") if meta else named_device("model.device", settings.device)
         remote = {"trust_remote_code": settings.trust_remote_code}
         shape = settings.random_from_config
         source = shape or settings.path

@@ -15,9 +15,10 @@ from llm.data.prompts import PromptSet, load_prompts
 from llm.embedded import resolve
 from llm.evaluation.exact import ExactSolution, exact_solution, target_description
 from llm.evaluation.metrics import load_metrics
-from llm.judges.build import build_judge, judge_device
+from llm.judges.build import build_judge
 from llm.judges.model import Judge
 from llm.policy.adapters import ADAPTER_WEIGHTS
+from llm.policy.devices import named_device
 from llm.policy.fitting import accumulation, training_arguments
 from llm.policy.memory import out_of_memory
 from llm.policy.model import Policy
@@ -182,7 +183,7 @@ def load_judge(config: TrainConfig) -> tuple[Judge | None, torch.device]:
     settings = config.judge
     if settings.kind == "none":
         return None, torch.device("cpu")
-    device = judge_device(settings.device)
+    device = named_device("judge.device", settings.device)
     judge = build_judge(
         settings.kind,
         settings.path,

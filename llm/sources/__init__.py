@@ -2,8 +2,8 @@
 
     SelfPlay        K responses of π_t, every pair judged
     SelectedPairs   the best and the worst of K responses (`selection`)
-    GivenPairs      a chosen and a rejected answer of the dataset (`data.rejected`)
-    Demonstrations  answers of the dataset against the policy's own responses (SPIN, α-SPIN)
+    GivenPairs      a chosen and a rejected response from the dataset (`data.rejected`)
+    Demonstrations  dataset responses vs. the policy's own samples (SPIN, α-SPIN)
 
 A source checks a configuration, gives the responses of an iteration and the game that they form,
 and states what they cost. No code outside this package tests which one it is.

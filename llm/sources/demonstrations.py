@@ -1,4 +1,4 @@
-"""Demonstrations: answers of the dataset, to be distinguished from responses of the policy."""
+"""Demonstrations: dataset responses, to be distinguished from the policy's own samples."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from solvers.plays import Plays
 
 
 class Demonstrations(Source):
-    """An answer of the dataset before K draws of the opponent's past iterates (SPIN, α-SPIN)."""
+    """A dataset response, followed by K draws of the opponent's past iterates (SPIN, α-SPIN)."""
 
     played = "data"
     pools = True
@@ -89,5 +89,5 @@ class Demonstrations(Source):
         logp_ref: np.ndarray,
         **fields: np.ndarray,
     ) -> Plays:
-        """The first response is an answer of the data, the others are the opponent's."""
+        """The first response is from the dataset, the others are the opponent's."""
         return Plays.with_data(logp, logp_ref, data=1)

@@ -62,7 +62,7 @@ class GivenPairs(Source):
         return Cost(sampled=0, comparisons=0, log_probs=2, trained=2)
 
     def responses(self, t: int, stages: Stages) -> Responses:
-        """The answers of the dataset."""
+        """The chosen and the rejected response of each prompt."""
         prompts = stages.prompts(t)
         return stages.add_log_probs(t, with_answers(prompts, [[] for _ in prompts]))
 
