@@ -31,9 +31,7 @@ from llm.storage.chunks import World
 from solvers.divergences import Divergence
 from solvers.fits import Fit, Items, direct_forward_kl
 
-# A loss this many times larger than at the start of an iteration has diverged. All recipes on the
-# embedded game stayed below 1.1 times (two iterations each); a run that was lost went from 1.6 to
-# 4.6e12.
+# A loss this many times larger than at the start of an iteration, where π_θ = π_t, has diverged.
 DIVERGED = 1000
 COMPLETE = "whole"  # file in a Trainer checkpoint, written last
 
@@ -153,9 +151,14 @@ class _Checkpoints(TrainerCallback):
     """
 
     def __init__(
-        self, world: World, on_steps: Callable[[int], object], should_stop: Callable[[], bool]
+        self,
+        world: World,
+        on_steps: Callable[[int], object],
+        should_stop: Callable[[], bool],
+        start: float,
     ) -> None:
         self.world, self.on_steps, self.should_stop = world, on_steps, should_stop
+        self.start = start
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.on_steps(state.global_step)
@@ -166,7 +169,7 @@ class _Checkpoints(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        check_losses([line["loss"] for line in state.log_history if "loss" in line])
+        check_losses([line["loss"] for line in state.log_history if "loss" in line], self.start)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.world.barrier()  # every process writes its random state into it
@@ -257,11 +260,12 @@ def fit_policy(
     *,
     directory: Path,
     seed: Sequence[int],
+    start: float = 0.0,
     temperature: float = 1.0,
     world: World = World(),  # noqa: B008 - frozen
     on_steps: Callable[[int], object] = lambda more: None,
 ) -> list[float]:
-    """Trains π_θ on the rows; the loss of each optimizer step.
+    """Trains π_θ on the rows; the loss of each optimizer step. `start` is the loss of π_t.
 
     Continues from the last complete checkpoint in `directory`. Raises FloatingPointError if the
     loss diverges, and KeyboardInterrupt, after a checkpoint, on a signal.
@@ -276,7 +280,7 @@ def fit_policy(
         args=training_arguments(settings, directory, world, seed[0], policy.device.type == "cpu"),
         train_dataset=ordered,
         data_collator=lambda batch: batch_of(batch, policy.pad_token_id, dtype),
-        callbacks=[_Checkpoints(world, on_steps, lambda: interrupted())],
+        callbacks=[_Checkpoints(world, on_steps, lambda: interrupted(), start)],
         loss=lambda model, batch: batch_loss(model, batch, fit, temperature, lam, regularizer),
     )
     trainer.remove_callback(PrinterCallback)
@@ -286,22 +290,20 @@ def fit_policy(
     if interrupted():
         raise KeyboardInterrupt
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
-    check_losses(losses)
+    check_losses(losses, start)
     return losses
 
 
-def check_losses(losses: Sequence[float]) -> None:
+def check_losses(losses: Sequence[float], start: float) -> None:
     """Raises FloatingPointError if the losses of an iteration's steps are not finite or diverge.
 
-    A loss diverges if it exceeds `DIVERGED` times the largest of the first ten, and of 1.
+    A loss diverges if it exceeds `DIVERGED` times `start`, the loss of π_t, and `DIVERGED` itself.
     """
-    start = max([1.0, *losses[:10]])
     for step, loss in enumerate(losses, start=1):
-        grown = step > 10 and loss > DIVERGED * start
+        grown = loss > DIVERGED * max(start, 1.0)
         if grown or not math.isfinite(loss):
-            found = (
-                f"grew from {losses[0]:.3g} to {loss:.3g}" if grown else "became NaN or infinite"
-            )
+            growth = f"grew from {start:.3g} to {loss:.3g}"
+            found = growth if grown and math.isfinite(loss) else "became NaN or infinite"
             raise FloatingPointError(
                 f"the loss {found} at step {step} of the iteration; lower eta or "
                 "train.learning_rate, or use fit=proximal"

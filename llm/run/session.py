@@ -160,6 +160,7 @@ class Session:
                 settings,
                 directory=here / "trainer",
                 seed=(self.config.seed, ORDER, t),
+                start=float(np.mean(self.parts.fit.loss_on(items, responses.logp))),
                 temperature=self.config.sample.temperature,
                 world=self.world,
                 on_steps=advance,

@@ -92,7 +92,10 @@ class Fit(ABC):
 
     def __call__(self, plays: Plays, update: Update, logp_theta: Array) -> Array:
         """(..., n) -> (...,): the loss of log π_θ, the expectation itself on exact Plays."""
-        items = self.items(plays, update)
+        return self.loss_on(self.items(plays, update), logp_theta)
+
+    def loss_on(self, items: Items, logp_theta: Array) -> Array:
+        """(..., n) -> (...,): Σ weight · loss over items that are recorded already."""
         xp = array_namespace(logp_theta)
         flat = xp.reshape(items.index, (*items.index.shape[:-2], -1))
         logp_items = xp.reshape(xp.take_along_axis(logp_theta, flat, axis=-1), items.index.shape)
