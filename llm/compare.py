@@ -50,7 +50,7 @@ from rich.console import Console
 
 from llm.config.loading import shipped_configs
 from llm.config.recipes import describe_recipes, recipes, with_recipe
-from llm.run.lifecycle import exit_code, quiet_libraries
+from llm.run.lifecycle import exit_code, prepare_console
 from llm.storage.chunks import World
 from llm.train import run_training
 from solvers import outputs
@@ -66,7 +66,7 @@ PLAIN_WIDTH = 180  # of tables that go to a file or a pipe
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns an exit code, see `exit_code`."""
-    quiet_libraries()
+    prepare_console()
     return exit_code(lambda: _command(_parser().parse_intermixed_args(argv)))
 
 

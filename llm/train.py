@@ -22,9 +22,10 @@ from llm.config.help import describe
 from llm.config.loading import load_config, shipped_configs, split_override
 from llm.config.schema import TrainConfig
 from llm.config.section import unsavable
-from llm.run.lifecycle import exit_code, quiet_libraries, started
+from llm.run.lifecycle import exit_code, prepare_console, started
 from llm.storage.chunks import World
 from llm.storage.directory import RunDirectory, find_run
+from solvers.console import Parser
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -86,9 +87,8 @@ train = run_training
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns an exit code, see `exit_code`."""
-    arguments = _parser().parse_intermixed_args(argv)
-    quiet_libraries()
-    return exit_code(lambda: _command(arguments))
+    prepare_console()
+    return exit_code(lambda: _command(_parser().parse_intermixed_args(argv)))
 
 
 def _command(arguments: argparse.Namespace) -> int:
@@ -141,8 +141,8 @@ def _configs(source: str | None, overrides: Sequence[str]) -> list[TrainConfig]:
     ]
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m llm.train",
         description="Self-play on a language model: sample, judge, fit, repeat. Without arguments: "
         "the two embedded runs.",

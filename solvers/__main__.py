@@ -10,7 +10,6 @@ import sys
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
 from importlib import metadata
-from io import TextIOWrapper
 from pathlib import Path
 
 from games import InputError, zoo
@@ -18,7 +17,7 @@ from games.loading import KINDS
 from games.printable import printable
 
 from .claims.parser import add_parser as add_claims
-from .console import Parser, unexpected
+from .console import Parser, forget_output, output_stopped, prepare_streams, unexpected
 from .divergences import NAMES
 from .rules import DEFAULT_TAU, RULES
 
@@ -46,12 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("solvers: interrupted", file=sys.stderr)
         return 130
-    except OSError as error:  # standard output that is closed or full
-        _forget_output()
-        if not isinstance(error, BrokenPipeError):
-            print(f"solvers: output stopped: {error.strerror or error}", file=sys.stderr)
-        return 1
     except Exception as error:
+        if isinstance(error, OSError) and output_stopped(error):
+            forget_output()
+            if not isinstance(error, BrokenPipeError):
+                print(f"solvers: output stopped: {error.strerror}", file=sys.stderr)
+            return 1
         print(f"solvers: {printable(unexpected(error))}", file=sys.stderr)
         return 70
 
@@ -250,15 +249,6 @@ def _seed(text: str) -> int:
     return int(text)
 
 
-def _forget_output() -> None:
-    """Redirects the interpreter's last flush: the reader of standard output has gone."""
-    import os
-
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 if __name__ == "__main__":
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # its encoding may lack Greek letters
-            stream.reconfigure(errors="replace")
+    prepare_streams()
     sys.exit(main())

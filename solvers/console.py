@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import tempfile
 import time
 import traceback
 from argparse import ArgumentParser
+from contextlib import suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
@@ -34,6 +37,27 @@ def make_console(stream: TextIO, width: int = 160) -> Console:
     narrow = stream.isatty() or "COLUMNS" in os.environ
     chosen = None if narrow else width
     return Console(file=stream, width=chosen, markup=False, emoji=False, highlight=False)
+
+
+def prepare_streams() -> None:
+    """Lets standard output and error take any text, and do without a stream that is closed."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - for good
+        elif isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # its encoding may lack Greek letters
+
+
+def forget_output() -> None:
+    """Lets the interpreter's last flush of standard output fail silently."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def output_stopped(error: OSError) -> bool:
+    """Whether the error is that of standard output: closed by its reader, or full."""
+    return isinstance(error, BrokenPipeError) or error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def unexpected(error: Exception) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import time
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from games.printable import printable
+from llm import load_config, run_training
 from llm.evaluation import report as reports
 from llm.evaluation.report import Report, compare_responses
+from llm.run.lifecycle import Interrupted
 from solvers.__main__ import main as solvers
+from tests.test_train import SMALL
 
 ESCAPE = "\x1b]0;owned\x07\x1b[2J"
 
@@ -56,14 +61,30 @@ def test_responses_of_a_run(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_long_stage_says_where_it_is_without_a_terminal(monkeypatch, capsys, caplog) -> None:
-    now = [0.0]
-    monkeypatch.setattr(reports.time, "monotonic", lambda: now[0])
+    """Also while a single piece of it takes long."""
+    monkeypatch.setattr(reports._ProgressLines, "EVERY", 0.05)
     report = Report(Console(file=io.StringIO()), 1)
     with caplog.at_level("INFO"), report.stage("sample", 100) as advance:
-        for _ in range(10):
-            now[0] += 30
-            advance(5)
+        time.sleep(0.2)
+        advance(10)
+        time.sleep(0.2)
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 5  # one a minute
-    assert lines[0] == "sample: 10 of 100, 0.167 per second, 540 s left"
-    assert lines[0] in caplog.text
+    assert re.fullmatch(r"sample: 0 of 100 after \d+ s", lines[0])
+    assert re.fullmatch(r"sample: 10 of 100 after \d+ s, \S+ per second, \d+ s left", lines[-1])
+    assert lines[-1] in caplog.text
+    time.sleep(0.1)
+    assert capsys.readouterr().err == ""  # not after its end
+
+
+def test_an_error_reaches_the_log_without_control_characters(tmp_path: Path) -> None:
+    console, path = Console(file=io.StringIO()), tmp_path / "run"
+    words = [*SMALL, "judge.kind=callable", "judge.path=tests.test_printable:escaping"]
+    with pytest.raises(Interrupted):
+        run_training(load_config("embedded-game", [*words, f"output_dir={path}"]), console)
+    log = (path / "run.log").read_text()
+    assert "\\x1b]0;owned" in log
+    assert "\x1b" not in log
+
+
+def escaping(prompts, responses):
+    raise ValueError(ESCAPE)

@@ -9,13 +9,16 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from games.errors import InputError
 from llm import load_config, run_training
+from llm.policy import fitting
 from llm.policy.fitting import check_losses
+from llm.policy.interrupts import Stop, check_interrupted, interruptible
 from llm.run.lifecycle import Interrupted
 from llm.train import main
 from tests.test_train import SMALL, adapter, run
@@ -158,6 +161,71 @@ def test_a_damaged_adapter_or_table_is_named_with_what_to_do(tmp_path: Path, thr
         run(path, "iterations=3")
 
 
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize("damage", [cut, empty, flip])
+def test_a_damaged_final_adapter_is_not_a_finished_run(tmp_path: Path, three: Path, damage) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(three, path)
+    damage(path / "final" / "adapter_model.safetensors")
+    run(path, "iterations=3")
+    assert adapter(path) == adapter(three)
+
+
+def test_a_flipped_bit_in_an_adapter_is_noticed(tmp_path: Path, three: Path) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(three, path)
+    shutil.rmtree(path / "final")
+    shutil.rmtree(path / "iterations" / "002" / "adapter")
+    flip(path / "iterations" / "001" / "adapter" / "adapter_model.safetensors")
+    with pytest.raises(Interrupted, match=r"checksums do not match: .* delete"):
+        run(path, "iterations=3")
+
+
+def test_runs_of_earlier_versions_have_no_checksums(tmp_path: Path, three: Path) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(three, path)
+    for file in path.rglob("checksums.json"):
+        file.unlink()
+    shutil.rmtree(path / "iterations" / "002" / "adapter")
+    shutil.rmtree(path / "final")
+    run(path, "iterations=3")
+    assert adapter(path) == adapter(three)
+
+
+@pytest.mark.parametrize(
+    ("what", "damage"),
+    [
+        ("optimizer.pt", Path.unlink),
+        ("optimizer.pt", cut),
+        ("scheduler.pt", Path.unlink),
+        ("adapter_model.safetensors", flip),
+    ],
+)
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, monkeypatch, what, damage) -> None:
+    """The fit starts again from an earlier one, or from its beginning: to the same bytes."""
+    run(tmp_path / "whole", "iterations=1")
+    path, genuine = tmp_path / "run", fitting._Checkpoints.on_step_end
+
+    def stopping(self, args, state, control, **rest):
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+        genuine(self, args, state, control, **rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fitting._Checkpoints, "on_step_end", stopping)
+        with pytest.raises(Interrupted):
+            run(path, "iterations=1")
+    (checkpoint,) = (path / "iterations" / "000" / "trainer").glob("checkpoint-*")
+    damage(checkpoint / what)
+    run(path, "iterations=1")
+    assert adapter(path) == adapter(tmp_path / "whole")
+
+
 # --- signals and unexpected errors ----------------------------------------------------------------
 
 
@@ -174,8 +242,9 @@ def test_a_signal_stops_a_run_in_one_line(
 ) -> None:
     path = tmp_path / "run"
     words = [*SMALL, "iterations=3", f"output_dir={path}"]
-    command = [sys.executable, "-m", "llm.train", "--config", "embedded-game", *words]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     while not (path / "iterations" / "000" / "trainer").exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
@@ -190,8 +259,6 @@ def test_a_signal_stops_a_run_in_one_line(
 
 
 def test_a_signal_during_the_fit_leaves_a_checkpoint(tmp_path: Path, monkeypatch) -> None:
-    from llm.policy import fitting
-
     genuine = fitting._Checkpoints.on_step_end
 
     def signalled(self, args, state, control, **rest):
@@ -253,3 +320,41 @@ def test_a_learning_rate_that_is_too_large_stops_the_run(tmp_path: Path, rate: f
     with pytest.raises(Interrupted, match=r"the loss grew from 0\.\d+ to .* at step [1-4] of"):
         run(tmp_path / "run", f"train.learning_rate={rate}")
     assert not (tmp_path / "run" / "iterations" / "000" / "adapter").exists()
+
+
+# --- streams --------------------------------------------------------------------------------------
+
+
+def command(*words: str, module: str = "llm.train") -> list[str]:
+    return [sys.executable, "-m", module, "--config", "embedded-game", *words]
+
+
+@pytest.mark.parametrize("redirection", ["> /dev/full", ">&-"])
+def test_an_output_that_cannot_be_written_is_at_most_a_line(redirection: str) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    line = f"{' '.join(command('--dry-run'))} {redirection}"
+    done = subprocess.run(line, shell=True, stderr=subprocess.PIPE, text=True)
+    assert done.returncode in (0, 1)
+    assert len(done.stderr.splitlines()) == done.returncode
+
+
+def test_a_console_without_greek_letters_is_enough() -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command("--dry-run"), capture_output=True, env=environment)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_unknown_option_is_one_line(capsys) -> None:
+    assert main(["--conifg", "x"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_signal_whose_exception_is_lost_stops_the_run_all_the_same() -> None:
+    """As in a callback or finalizer."""
+    with interruptible():
+        with suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Stop):
+            check_interrupted()
+    check_interrupted()  # the next run does not remember it

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -107,24 +108,41 @@ def _line(columns: Sequence[Column], row: Record) -> str:
 
 
 class _ProgressLines:
-    """Progress as lines, for a console that is not a terminal: at most one per `EVERY` seconds."""
+    """Progress as lines, for a console that is not a terminal: one every `EVERY` seconds."""
 
     EVERY = 60.0
 
     def __init__(self, name: str, total: int) -> None:
         self.name, self.total, self.done = name, total, 0
-        self.began = self.said = time.monotonic()
+        self.began = time.monotonic()
+        self._ended = threading.Event()
 
-    def advance(self, done: int) -> str | None:
-        """The line that is due once `done` more are done, if one is."""
-        self.done += done
-        now = time.monotonic()
-        if now - self.said < self.EVERY or self.done == 0:
-            return None
-        self.said = now
-        rate = self.done / (now - self.began)
-        left = max(self.total - self.done, 0) / rate
-        return f"{self.name}: {self.done} of {self.total}, {rate:.3g} per second, {left:.0f} s left"
+    def line(self) -> str:
+        """What is done, and the time left if that can be told."""
+        seconds = time.monotonic() - self.began
+        said = f"{self.name}: {self.done} of {self.total} after {seconds:.0f} s"
+        if self.done == 0:
+            return said
+        rate = self.done / seconds
+        return f"{said}, {rate:.3g} per second, {max(self.total - self.done, 0) / rate:.0f} s left"
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Prints the lines to standard error and to run.log, however long a piece of work takes."""
+
+        def say() -> None:
+            while not self._ended.wait(self.EVERY):
+                line = self.line()
+                print(line, file=sys.stderr, flush=True)
+                logger.info("%s", line)
+
+        thread = threading.Thread(target=say, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._ended.set()
+            thread.join()
 
 
 class Report:
@@ -175,11 +193,11 @@ class Report:
 
         def advance(done: int) -> None:
             self.progress.update(task, advance=done)
-            if (line := lines.advance(done)) and not self.quiet and not self.console.is_terminal:
-                print(line, file=sys.stderr, flush=True)
-                logger.info(line)
+            lines.done += done
 
-        yield advance
+        seen = self.quiet or self.console.is_terminal  # by another process, or as a bar
+        with nullcontext() if seen else lines.running():
+            yield advance
         self.progress.remove_task(task)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,10 +23,11 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from games.errors import InputError
 from llm.config.schema import FittingConfig, GFlowNetConfig
-from llm.policy.interrupts import deferred
+from llm.policy.interrupts import Stop, deferred
 from llm.policy.log_probs import PromptResponse, collate, sequence_log_probs
 from llm.policy.model import Policy
 from llm.storage.chunks import World
+from llm.storage.files import is_intact, seal
 from solvers.divergences import Divergence
 from solvers.fits import Fit, Items, direct_forward_kl
 
@@ -174,18 +174,16 @@ class _Checkpoints(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.world.barrier()  # every process writes its random state into it
         if self.world.is_main:
-            directory = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            for file in directory.iterdir():
-                with file.open("rb") as stream:
-                    os.fsync(stream.fileno())
-            (directory / COMPLETE).touch()
+            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}", COMPLETE)
 
 
 def last_complete_checkpoint(directory: Path, world: World) -> str | None:
-    """The latest complete checkpoint; incomplete ones are removed."""
+    """The latest complete checkpoint; incomplete and damaged ones are removed."""
     if world.is_main:
         for checkpoint in directory.glob("checkpoint-*"):
-            if not (checkpoint / COMPLETE).exists():
+            # Without hashes it was written by an earlier version, or not to its end.
+            hashed = (checkpoint / COMPLETE).exists() and (checkpoint / COMPLETE).stat().st_size
+            if not hashed or not is_intact(checkpoint, COMPLETE):
                 shutil.rmtree(checkpoint)
     world.barrier()
     steps = [int(path.name.split("-")[1]) for path in directory.glob("checkpoint-*")]
@@ -288,7 +286,7 @@ def fit_policy(
     with deferred(enabled=world.size == 1) as interrupted:
         trainer.train(resume_from_checkpoint=last_complete_checkpoint(directory, world))
     if interrupted():
-        raise KeyboardInterrupt
+        raise Stop
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     check_losses(losses, start)
     return losses

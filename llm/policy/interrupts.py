@@ -12,29 +12,57 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 Handler = Callable[[int, FrameType | None], object]
 
 
+class Stop(KeyboardInterrupt):
+    """What a signal raises.
+
+    Not KeyboardInterrupt itself: where a library imports modules from C, the interpreter takes note
+    of that one, and ends with the signal's exit code although it was caught.
+    """
+
+
+_received = False
+
+
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Inside, SIGTERM and SIGHUP raise KeyboardInterrupt, as SIGINT does."""
+    """Inside, SIGINT, SIGTERM and SIGHUP raise `Stop`."""
+    global _received
+    _received = False
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+        global _received
+        _received = True
+        raise Stop
 
-    with _handled(interrupt):
-        yield
+    try:
+        with _handled(interrupt):
+            yield
+    finally:
+        _received = False
+
+
+def check_interrupted() -> None:
+    """Raises `Stop` if there was a signal inside `interruptible`.
+
+    The exception of a signal is lost where it arrives in a callback or finalizer, whose exceptions
+    are ignored.
+    """
+    if _received:
+        raise Stop
 
 
 @contextmanager
 def deferred(enabled: bool = True) -> Iterator[Callable[[], bool]]:
     """Inside, a first signal is only noted; the value tells whether there was one.
 
-    A second signal raises KeyboardInterrupt. Without `enabled` nothing changes.
+    A second signal raises `Stop`. Without `enabled` nothing changes.
     """
     noted = False
 
     def note(number: int, frame: FrameType | None) -> None:
         nonlocal noted
         if noted:
-            raise KeyboardInterrupt
+            raise Stop
         noted = True
 
     if not enabled:

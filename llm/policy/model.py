@@ -43,6 +43,7 @@ from llm.policy.loading import (
     stop_token_ids,
 )
 from llm.policy.log_probs import PromptResponse, collate, sequence_log_probs
+from llm.storage.files import is_intact
 
 
 @dataclass(eq=False)
@@ -217,8 +218,10 @@ class Policy:
     def load_adapter(self, directory: str | Path) -> None:
         """Loads the weights that `save_adapter` (or peft) wrote.
 
-        Raises InputError if they are missing, unreadable, of another shape or of another base.
+        Raises InputError if they are missing, damaged, of another shape or of another base.
         """
+        if not is_intact(Path(directory)):
+            raise InputError(f"model.adapter={directory}: damaged, its checksums do not match")
         check_base(directory, self.base)
         path = Path(directory) / ADAPTER_WEIGHTS
         if not path.is_file():

@@ -16,7 +16,7 @@ from llm.config.schema import TrainConfig
 from llm.policy.interrupts import interruptible
 from llm.storage.chunks import World
 from llm.storage.directory import RunDirectory
-from solvers.console import unexpected
+from solvers.console import forget_output, output_stopped, prepare_streams, unexpected
 
 if TYPE_CHECKING:
     from llm.evaluation.report import Report
@@ -56,6 +56,9 @@ def resumable(run: RunDirectory) -> Iterator[None]:
     except KeyboardInterrupt as error:
         raise _stopped(run, "interrupted") from error
     except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # so rich takes one
+            forget_output()
+            raise _stopped(run, "standard output was closed") from error
         raise _stopped(run, f"SystemExit: some code called sys.exit({error.code!r})") from error
     except Exception as error:
         # safetensors and torch raise errors of their own when the disk is full.
@@ -76,7 +79,7 @@ def _logged(run: RunDirectory, world: World) -> Iterator[None]:
         yield
         return
     handler = logging.FileHandler(run.path / "run.log", encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(_Printable("%(asctime)s %(levelname)s %(message)s"))
     package = logging.getLogger("llm")
     level = package.level
     package.addHandler(handler)
@@ -92,14 +95,22 @@ def _logged(run: RunDirectory, world: World) -> Iterator[None]:
         handler.close()
 
 
-def quiet_libraries() -> None:
+class _Printable(logging.Formatter):
+    """Escapes control characters, also those of tracebacks."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def prepare_console() -> None:
     """Keeps the libraries' progress bars and advice off the console; shows our own warnings."""
+    prepare_streams()
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     handler = logging.StreamHandler()
     handler.setLevel(logging.WARNING)
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    handler.setFormatter(_Printable("%(levelname)s: %(message)s"))
     logging.getLogger("llm").addHandler(handler)
 
 
@@ -119,6 +130,9 @@ def exit_code(command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted before the run was started", 1)
     except Exception as error:
+        if isinstance(error, OSError) and output_stopped(error):
+            forget_output()
+            return _fail(f"output stopped: {error.strerror}", 1)
         return _fail(unexpected(error), 70)
 
 

@@ -20,6 +20,7 @@ from llm.evaluation.exact import EnumeratedGame, target_description
 from llm.evaluation.metrics import Evaluation, load_metrics, measure_all
 from llm.evaluation.report import Report, compare_responses
 from llm.policy.fitting import FitDataset, fit_policy
+from llm.policy.interrupts import check_interrupted
 from llm.policy.log_probs import PromptResponse
 from llm.policy.memory import out_of_memory, peak_memory
 from llm.run.budget import Budget
@@ -97,6 +98,7 @@ class Session:
         if first:
             self._load(self.run.adapter(first))
         for t in range(first, config.iterations):
+            check_interrupted()
             if exceeded := self.budget.exceeded(t):
                 self.report.say(exceeded)
                 return
@@ -189,6 +191,7 @@ class Session:
 
     def finish(self) -> None:
         """curves.png, then final/: the run is finished when it is there."""
+        check_interrupted()
         for line in self._before_and_after():
             self.report.say(line)
         rates = [f"{rate:.0f} {what}" for what, rate in self.stages.rates().items()]

@@ -22,6 +22,7 @@ from llm.data.prompts import PromptSet
 from llm.judges.model import Judge
 from llm.judges.preferences import JudgeError, check_preferences
 from llm.judges.stored import comparisons, judge_responses, select_responses
+from llm.policy.interrupts import check_interrupted
 from llm.policy.iterates import Iterates
 from llm.policy.memory import out_of_memory
 from llm.policy.model import Policy
@@ -246,6 +247,7 @@ class Stages:
 
     @contextmanager
     def _work(self, name: str, prompts: int) -> Iterator[Work]:
+        check_interrupted()
         own = -(-prompts // self.world.size)
         with self.progress.stage(name, own) as advance:
             yield Work(self.config.chunk_size, self.world, advance, self.count)

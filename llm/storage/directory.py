@@ -27,7 +27,15 @@ from pathlib import Path
 from games.errors import InputError
 from llm.config.loading import differences, load_config, to_yaml
 from llm.config.schema import TrainConfig
-from llm.storage.files import Record, read_json, read_rows, remove_directory, write_rows, write_text
+from llm.storage.files import (
+    Record,
+    is_intact,
+    read_json,
+    read_rows,
+    remove_directory,
+    write_rows,
+    write_text,
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,8 @@ class RunDirectory:
     @property
     def finished(self) -> bool:
         """Whether the run has its final adapter, complete."""
-        return (self.path / "final" / "adapter_model.safetensors").is_file()
+        final = self.path / "final"
+        return _has_content(final / "adapter_model.safetensors") and is_intact(final)
 
     def finished_for(self, iterations: int) -> bool:
         """Whether it is finished and was started with at least that many iterations."""
@@ -143,6 +152,10 @@ def find_run(config: TrainConfig) -> RunDirectory:
             "it back, or give another output_dir"
         )
     return run
+
+
+def _has_content(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
 
 
 def check_writable(path: Path) -> None:

@@ -1,7 +1,11 @@
-"""Files that are written atomically: a path that exists holds all of its content."""
+"""Files that are written atomically: a path that exists holds all of its content.
+
+Directories carry checksums of their files, so that later damage is noticed.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -12,6 +16,7 @@ from typing import Any
 from games.errors import InputError
 
 Record = dict[str, Any]
+CHECKSUMS = "checksums.json"
 DAMAGED = "is damaged; restore the file, or start anew in another output_dir"
 
 
@@ -28,18 +33,46 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_directory(path: Path, write: Callable[[Path], object]) -> None:
-    """Makes a directory atomically, filled by `write(temporary)`."""
+    """Makes a directory atomically, filled by `write(temporary)`, with checksums."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     write(temporary)
-    for file in temporary.rglob("*"):
-        if file.is_file():
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
+    seal(temporary)
     temporary.rename(path)
     _flush_directory(path.parent)
+
+
+def seal(directory: Path, name: str = CHECKSUMS) -> None:
+    """Writes the hashes of a directory's files to the file `name`, and flushes all to the disk."""
+    files = [file for file in sorted(directory.rglob("*")) if file.is_file()]
+    hashes = {str(file.relative_to(directory)): _sha256(file) for file in files}
+    hashes.pop(name, None)
+    # One that is cut by a kill is no JSON: the directory is then not intact.
+    (directory / name).write_text(json.dumps(hashes, indent=1) + "\n", encoding="utf-8")
+    for file in (*files, directory / name):
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+
+
+def is_intact(directory: Path, name: str = CHECKSUMS) -> bool:
+    """Whether all files of a sealed directory have their hashes.
+
+    True without the file `name`: earlier versions wrote none.
+    """
+    if not (directory / name).exists():
+        return directory.is_dir()
+    try:
+        hashes = read_json(directory / name, {})
+        return all(_sha256(directory / file) == found for file, found in hashes.items())
+    except (InputError, OSError, AttributeError):  # not JSON, a file that is missing, not a mapping
+        return False
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def remove_directory(path: Path) -> None:
