@@ -73,7 +73,7 @@ def lines(path: Path) -> list[dict]:
 
 
 def stored(directory: Path) -> list[dict]:
-    return [row for file in sorted(directory.iterdir()) for row in lines(file)]
+    return [row for file in sorted(directory.glob("*.jsonl")) for row in lines(file)]
 
 
 def iterate(path: Path, s: int) -> Policy:

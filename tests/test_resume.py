@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -124,12 +125,19 @@ def not_text(path: Path) -> None:
     path.write_bytes(b"\xff\xfe" + path.read_bytes())
 
 
+def another_digit(path: Path) -> None:
+    text = path.read_text()
+    changed = re.sub(r"\d(?=[\],])", lambda digit: str((int(digit[0]) + 1) % 10), text, count=1)
+    assert json.loads(changed.splitlines()[0]) != json.loads(text.splitlines()[0])
+    path.write_text(changed)
+
+
 def a_directory(path: Path) -> None:
     path.unlink()
     path.mkdir()
 
 
-@pytest.mark.parametrize("damage", [cut, empty, not_text, a_directory])
+@pytest.mark.parametrize("damage", [cut, empty, not_text, another_digit, a_directory])
 def test_a_damaged_chunk_is_computed_again(tmp_path: Path, three: Path, damage) -> None:
     """Of any stage: the iteration then ends in the same adapter."""
     path = tmp_path / "run"
@@ -157,8 +165,12 @@ def test_a_damaged_adapter_or_table_is_named_with_what_to_do(tmp_path: Path, thr
     assert adapter(path) == adapter(three)
     shutil.rmtree(path / "final")
     cut(path / "metrics.jsonl")
-    with pytest.raises((InputError, Interrupted), match=r"metrics.jsonl:1: is damaged"):
+    with pytest.raises(InputError, match=r"metrics.jsonl:1: is damaged"):
         run(path, "iterations=3")
+    for text in ("", '{"iteration": "0"}\n'):  # nothing of it, or no number
+        (path / "metrics.jsonl").write_text(text)
+        with pytest.raises(InputError, match=r"metrics.jsonl.* is damaged"):
+            run(path, "iterations=3")
 
 
 def flip(path: Path) -> None:

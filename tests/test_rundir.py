@@ -115,7 +115,7 @@ def test_processes_share_the_chunks_and_all_read_them_in_order(tmp_path: Path, m
 
     work = chunks(10, 3)
     run_stage(tmp_path, work, compute, World(1, 2))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["00001.jsonl", "00003.jsonl"]
+    assert sorted(p.name for p in tmp_path.glob("*.jsonl")) == ["00001.jsonl", "00003.jsonl"]
     rows = run_stage(tmp_path, work, compute, World(0, 2))
     assert [row["i"] for row in rows] == list(range(10))
 

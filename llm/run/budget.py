@@ -6,10 +6,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from games.errors import InputError
 from llm.config.schema import BudgetConfig
 from llm.sources.stages import USED
 from llm.storage.directory import RunDirectory
-from llm.storage.files import read_json, write_text
+from llm.storage.files import DAMAGED, read_json, write_text
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,15 @@ class Budget:
 
     def used_before(self, t: int) -> dict[str, int]:
         """Tokens sampled and pairs compared for training in iterations 0, …, t − 1."""
-        used = [read_json(self.run.iteration(u) / "used.json", {}) for u in range(t)]
+        used = [self._used_in(u) for u in range(t)]
         return {what: sum(each.get(what, 0) for each in used) for what in USED}
+
+    def _used_in(self, t: int) -> dict[str, int]:
+        path = self.run.iteration(t) / "used.json"
+        used = read_json(path, {})
+        if not isinstance(used, dict) or not all(isinstance(n, int) for n in used.values()):
+            raise InputError(f"{path}: {DAMAGED}")
+        return used
 
     def exceeded(self, t: int) -> str | None:
         """Why iteration t is not started: one that uses as much as the last would exceed a limit.

@@ -16,7 +16,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from games.errors import InputError
-from llm.storage.files import Record, read_rows, remove_directory, write_rows
+from llm.storage.files import (
+    Record,
+    read_rows,
+    remove_directory,
+    rows_are_intact,
+    write_rows,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +103,7 @@ def _is_stored(path: Path, chunk: Chunk) -> bool:
     if not path.exists() and not path.is_symlink():
         return False
     try:
-        if len(read_rows(path)) == chunk.stop - chunk.start:
+        if rows_are_intact(path) and len(read_rows(path)) == chunk.stop - chunk.start:
             return True
     except InputError:
         pass
@@ -120,7 +126,7 @@ def run_stage(
     for chunk in work[world.rank :: world.size]:
         path = directory / f"{chunk.index:05d}.jsonl"
         if not _is_stored(path, chunk):
-            write_rows(path, compute(chunk))
+            write_rows(path, compute(chunk), hashed=True)
         on_chunk(chunk)
     world.barrier()
     return [row for chunk in work for row in read_rows(directory / f"{chunk.index:05d}.jsonl")]

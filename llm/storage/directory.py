@@ -9,8 +9,9 @@
                      used.json losses.json     tokens and comparisons; the loss of each step
                      adapter/                  π_{t+1}, trained in this iteration
 
-Files and directories are written atomically, so that a path that exists is finished work. `final/`
-is written last: a run that has it is finished.
+Files and directories are written atomically, so that a path that exists is finished work. A chunk has
+its hash beside it (.sha256), a directory those of its files in checksums.json: damaged chunks are
+computed again, other damage is named. `final/` is written last: a run that has it is finished.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from games.errors import InputError
 from llm.config.loading import differences, load_config, to_yaml
 from llm.config.schema import TrainConfig
 from llm.storage.files import (
+    DAMAGED,
     Record,
     is_intact,
     read_json,
@@ -60,8 +62,13 @@ class RunDirectory:
         return self.path / "iterations" / f"{t:03d}"
 
     def metrics(self) -> list[Record]:
-        """The lines of metrics.jsonl."""
-        return read_rows(self.path / "metrics.jsonl")
+        """The lines of metrics.jsonl. Raises InputError for one without an iteration."""
+        path = self.path / "metrics.jsonl"
+        rows = read_rows(path)
+        for number, row in enumerate(rows, start=1):
+            if not isinstance(row.get("iteration"), int):
+                raise InputError(f"{path}:{number}: {DAMAGED}")
+        return rows
 
     def add_metrics(self, row: Record) -> None:
         """Appends a line, unless that iteration has one already."""
@@ -150,6 +157,12 @@ def find_run(config: TrainConfig) -> RunDirectory:
         raise InputError(
             f"output_dir={path}: {missing[0]} is missing, and later iterations start from it; put "
             "it back, or give another output_dir"
+        )
+    measured = {row["iteration"] for row in run.metrics()}
+    lost = sorted({*range(run.trained())} - measured)  # each is measured before it is trained
+    if lost:
+        raise InputError(
+            f"{path / 'metrics.jsonl'}: has no line of iteration {lost[0]}, and {DAMAGED}"
         )
     return run
 

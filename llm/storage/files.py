@@ -85,9 +85,22 @@ def remove_directory(path: Path) -> None:
         shutil.rmtree(removed, ignore_errors=True)
 
 
-def write_rows(path: Path, rows: Iterable[Record]) -> None:
-    """Writes JSON lines; floats are read back bit for bit."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+def write_rows(path: Path, rows: Iterable[Record], *, hashed: bool = False) -> None:
+    """Writes JSON lines; floats are read back bit for bit.
+
+    `hashed`: with the hash of the file beside it, for `rows_are_intact`.
+    """
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    if hashed:  # first: a hash without its file does no harm
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_suffix(".sha256").write_text(hashlib.sha256(text.encode()).hexdigest() + "\n")
+    write_text(path, text)
+
+
+def rows_are_intact(path: Path) -> bool:
+    """Whether a file has the hash beside it; True without one, as in earlier versions."""
+    hashed = path.with_suffix(".sha256")
+    return not hashed.exists() or (path.is_file() and hashed.read_text().strip() == _sha256(path))
 
 
 def read_rows(path: Path) -> list[Record]:
