@@ -13,7 +13,7 @@ from llm.config.schema import TrainConfig
 from llm.storage import files as rundir
 from llm.storage.chunks import Chunk, World, chunks, run_stage
 from llm.storage.directory import RunDirectory, find_run, next_free
-from llm.storage.files import read_rows, write_directory, write_rows, write_text
+from llm.storage.files import read_rows, remove_temporary, write_directory, write_rows, write_text
 
 CONFIG = TrainConfig.from_dict(
     {"model": {"path": "m"}, "data": {"path": "d"}, "judge": {"kind": "pairrm"}}
@@ -63,6 +63,7 @@ def test_a_kill_while_writing_leaves_the_old_or_nothing(tmp_path, monkeypatch, c
     if not directory.exists():
         write_directory(directory, lambda d: (d / "a").write_text("a"))
     assert (file.read_text(), (directory / "a").read_text()) == ("new", "a")
+    remove_temporary(tmp_path)  # as a start does
     assert sorted(p.name for p in tmp_path.iterdir()) == ["directory", "file"]
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from llm.evaluation.metrics import METRICS, Metric
 from llm.storage.files import Record
-from solvers import style
+from solvers import outputs, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,7 +51,8 @@ def draw_curves(path: Path, rows: Sequence[Record], metrics: Sequence[Metric] = 
         return False
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    FigureCanvasAgg(figure_of(rows, metrics)).print_png(path)
+    canvas = FigureCanvasAgg(figure_of(rows, metrics))
+    outputs.write_whole(path, canvas.print_png)
     return True
 
 

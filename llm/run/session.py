@@ -200,10 +200,7 @@ class Session:
         self.report.say(f"peak memory: {peak_memory():.2f} GiB")
         if self.world.is_main:
             picture = self.run.path / "curves.png"
-            temporary = picture.with_suffix(".tmp")
-            drawn = draw_curves(temporary, self.run.metrics(), self.metrics)
-            if drawn:
-                temporary.replace(picture)
+            drawn = draw_curves(picture, self.run.metrics(), self.metrics)
             last = self.run.adapter(self.run.trained())
             write_directory(
                 self.run.path / "final",

@@ -12,7 +12,7 @@ from llm.data.prompts import PromptSet
 from llm.run.setup import evaluation_prompts
 from llm.sources.base import Source
 from llm.storage.directory import RunDirectory
-from llm.storage.files import read_rows
+from llm.storage.files import read_rows, rows_are_intact
 
 
 def check_stored_prompts(
@@ -25,9 +25,11 @@ def check_stored_prompts(
     for directory, asked in _stored(run, config, source, prompts):
         for file in sorted(directory.glob("*.jsonl")):
             first = int(file.stem) * config.chunk_size
+            if not rows_are_intact(file):  # the stage computes a damaged chunk again
+                continue
             try:
                 rows = read_rows(file)
-            except InputError:  # the stage computes a damaged chunk again
+            except InputError:
                 continue
             for row, prompt in zip(rows, asked[first:], strict=False):
                 _check(row["prompt"], prompt.text, "prompt", file, config)

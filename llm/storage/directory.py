@@ -9,9 +9,9 @@
                      used.json losses.json     tokens and comparisons; the loss of each step
                      adapter/                  π_{t+1}, trained in this iteration
 
-Files and directories are written atomically, so that a path that exists is finished work. A chunk has
-its hash beside it (.sha256), a directory those of its files in checksums.json: damaged chunks are
-computed again, other damage is named. `final/` is written last: a run that has it is finished.
+Files and directories are written atomically, so that a path that exists is finished work. A chunk
+has its hash beside it (.sha256), a directory those of its files in checksums.json: damaged chunks
+are computed again, other damage is named. `final/` is written last: a run that has it is finished.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ from llm.config.loading import differences, load_config, to_yaml
 from llm.config.schema import TrainConfig
 from llm.storage.files import (
     DAMAGED,
+    TEMPORARY,
     Record,
     is_intact,
     read_json,
     read_rows,
     remove_directory,
+    remove_temporary,
     write_rows,
     write_text,
 )
@@ -89,9 +91,18 @@ class RunDirectory:
 
     def missing(self) -> list[Path]:
         """Adapters that do not exist although a later iteration was started."""
-        begun = max((int(path.name) for path in self.path.glob("iterations/[0-9]*")), default=0)
+        names = (path.name for path in self.path.glob("iterations/*"))
+        begun = max((int(name) for name in names if name.isdecimal()), default=0)
         adapters = [self.adapter(s) for s in range(1, max(begun, self.trained()) + 1)]
         return [path for path in adapters if not (path / "adapter_model.safetensors").is_file()]
+
+    def _provenance_with(self, start: Record) -> str:
+        """The text of provenance.json with one more start. Raises InputError."""
+        path = self.path / "provenance.json"
+        stored = read_json(path, {"starts": []})
+        if not isinstance(stored, dict) or not isinstance(stored.get("starts"), list):
+            raise InputError(f"{path}: {DAMAGED}")
+        return json.dumps({"starts": [*stored["starts"], start]}, indent=1) + "\n"
 
     @contextmanager
     def started(self, config: TrainConfig, provenance: Record) -> Iterator[None]:
@@ -106,15 +117,19 @@ class RunDirectory:
                 f"output_dir={self.path}: cannot be created ({error.strerror}); give another one"
             ) from None
         try:
-            with (self.path / "run.log").open("a", encoding="utf-8") as stream:
+            log = (self.path / "run.log").open("a", encoding="utf-8")
+        except OSError as error:
+            log = self.path / "run.log"
+            raise InputError(f"{log}: cannot be written ({error.strerror})") from None
+        try:
+            with log as stream:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # Of a run that is extended. Before the configuration: a kill between the two
                 # leaves an unfinished run, not a finished one of the new length.
                 remove_directory(self.path / "final")
+                remove_temporary(self.path)
                 write_text(self.path / "config.yaml", to_yaml(config))
-                history = read_json(self.path / "provenance.json", {"starts": []})["starts"]
-                text = json.dumps({"starts": [*history, provenance]}, indent=1)
-                write_text(self.path / "provenance.json", text + "\n")
+                write_text(self.path / "provenance.json", self._provenance_with(provenance))
                 yield
         except BlockingIOError:
             raise InputError(
@@ -189,4 +204,4 @@ def _is_free(path: Path) -> bool:
     """Whether nothing is there except what an interrupted start leaves."""
     if not path.is_dir():
         return not path.exists() and not path.is_symlink()
-    return {p.name for p in path.iterdir()} <= {"run.log", "config.yaml.tmp"}
+    return {p.name for p in path.iterdir() if p.suffix != TEMPORARY} <= {"run.log"}

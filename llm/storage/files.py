@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -17,14 +18,15 @@ from games.errors import InputError
 
 Record = dict[str, Any]
 CHECKSUMS = "checksums.json"
+TEMPORARY = ".tmp"
 DAMAGED = "is damaged; restore the file, or start anew in another output_dir"
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file atomically: temporary name, flush to disk, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
+    temporary = _temporary(path)
+    with temporary.open("x", encoding="utf-8") as stream:
         stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
@@ -35,13 +37,26 @@ def write_text(path: Path, text: str) -> None:
 def write_directory(path: Path, write: Callable[[Path], object]) -> None:
     """Makes a directory atomically, filled by `write(temporary)`, with checksums."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = _temporary(path)
     temporary.mkdir()
     write(temporary)
     seal(temporary)
     temporary.rename(path)
     _flush_directory(path.parent)
+
+
+def _temporary(path: Path) -> Path:
+    """A new name beside the path, which nobody can foresee."""
+    return path.with_name(f"{path.name}.{secrets.token_hex(8)}{TEMPORARY}")
+
+
+def remove_temporary(directory: Path) -> None:
+    """Removes what killed processes left under temporary names."""
+    for path in directory.rglob(f"*{TEMPORARY}"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def seal(directory: Path, name: str = CHECKSUMS) -> None:
