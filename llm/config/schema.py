@@ -42,8 +42,8 @@ class ModelConfig(Section):
 
     prefix: ClassVar[str] = "model."
     path: str = option(
-        "directory or Hub name of a causal language model in safetensors; embedded:game and "
-        "embedded:text are included in the package"
+        "directory or Hub name of a causal language model in safetensors, or a .gguf file; "
+        "embedded:game and embedded:text are included in the package"
     )
     adapter: str | None = option(
         "LoRA adapter of this base model that π_0 starts from (μ stays the base model); "
