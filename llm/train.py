@@ -73,7 +73,7 @@ def run_training(config: TrainConfig, console: Console | None = None) -> RunDire
             plays = session.plays(t, responses, preference)  # the sampled game
             update = rule(plays, t)  # G, B, R and η (Eq. 6)
             items = fit.items(plays, update)  # what the loss compares log π_θ with
-            session.fit(t, responses, update, items)  # π_{t+1} = π_θ
+            session.fit(t, responses, plays, update, items)  # π_{t+1} = π_θ
         session.measure(run.trained())
         session.finish()
     return run

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
+from array_api_compat import array_namespace
 
 from games import DataGame, MatrixGame, SaddlePointGame, SymmetricGame
 from games.errors import InputError
 
 from . import saddle
-from .arrays import Array, dot, normalize
+from .arrays import A, dot, normalize
 from .gap import duality_gap
 from .mirror import ENTROPY, EUCLIDEAN, MirrorMap
 from .plays import Measure, Plays
@@ -354,11 +355,11 @@ class _Recorder:
         return History(np.array(steps), np.stack(gaps), np.stack(average_gaps), kl, logp)
 
 
-def kl_divergence(logp: Array, logq: Array) -> np.ndarray:
+def kl_divergence(logp: A, logq: A) -> A:
     """(..., n), (..., n) -> (...,): KL(p‖q) ≥ 0; inf where q lacks an action of p."""
-    p = np.exp(logp)
+    xp = array_namespace(logp, logq)
     with np.errstate(invalid="ignore"):  # −∞ − (−∞) where p = 0, which `dot` passes over
-        return np.maximum(dot(p, logp - logq), 0.0)
+        return xp.clip(dot(xp.exp(logp), logp - logq), 0.0, None)
 
 
 def spin_target(rule: UpdateRule, logp_data: np.ndarray, logp_ref: np.ndarray) -> np.ndarray:

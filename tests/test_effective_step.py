@@ -15,6 +15,7 @@ from solvers.effective_step import effective_step
 from solvers.plays import Plays, memory_fields
 from solvers.rules import RULES, UpdateRule, get_rule
 from solvers.steps import step
+from tests.enumeration import sampled_plays
 
 PROMPTS, ACTIONS = 6, 5
 STEPPING = [name for name, rule in RULES.items() if rule.eta != math.inf and not rule.needs_data]
@@ -100,6 +101,37 @@ def test_half_a_step_is_half_the_step_size() -> None:
     found = effective_step(rule, plays, update, half)
     assert found is not None
     assert found.eta == pytest.approx(1.0, abs=1e-10)
+
+
+@pytest.mark.parametrize("at_reference", [False, True])
+@pytest.mark.parametrize("name", ["mwu", "gmmd", "omd"])
+def test_the_correction_shows_a_step_in_expectation(name: str, at_reference: bool) -> None:
+    """All draws of K = 4 from 3 actions, each as often as it occurs, up to one in 20,000.
+
+    That rounding moves the estimates by up to a few thousandths.
+    """
+    rng = np.random.default_rng(2)
+    logp, logp_ref = normalize(rng.normal(size=(2, 3)))
+    logp_ref = logp if at_reference else logp_ref
+    payoff = zoo.random(3, rng).payoff
+    rule = get_rule(name, eta=1.7, tau=0.15 if RULES[name].regularized else None)
+    exact = Plays.exact(payoff, logp, logp_ref)
+    logp_next = step(rule(exact), exact)
+    plays, y, probability = sampled_plays(payoff, logp, logp_ref, 4)
+    times = np.rint(20_000 * probability).astype(int)
+    many = Plays.sampled(
+        *(np.repeat(a, times, axis=0) for a in (plays.payoff, plays.own.logp, plays.own.logp_ref))
+    )
+    reached = np.repeat(logp_next[y], times, axis=0)
+    plain, found = (
+        effective_step(rule, many, rule(many), reached, corrected=on) for on in (False, True)
+    )
+    assert plain is not None
+    assert found is not None
+    assert plain.eta < 0.8 * 1.7
+    assert found.eta == pytest.approx(1.7, rel=5e-3)
+    if rule.regularized and not at_reference:
+        assert found.tau == pytest.approx(0.15, rel=1e-2)
 
 
 def test_what_has_no_step_size() -> None:

@@ -265,6 +265,8 @@ def test_what_a_metric_may_return() -> None:
         "estimate": 0.5,
         "single": 0.5,
         "classes": {"a": 0.5, "b": 0.25},
+        "estimate_error": 0.1,
+        "classes_error": {"a": 0.1},
         "standard_errors": {"estimate": 0.1, "classes": {"a": 0.1}},
     }
     assert json.loads(json.dumps(found, allow_nan=False)) == found
@@ -379,18 +381,32 @@ def test_classes_have_a_column_each_and_share_it_with_the_equilibrium() -> None:
     assert panel.lines[2].values == [0.56, 0.56]
 
 
-def test_a_band_is_a_standard_error_wide() -> None:
+def test_a_bar_is_two_standard_errors_long() -> None:
     rows = rows_of(0.5, 0.75, errors=0.1)
     (axes,) = figure_of(rows, [MINE]).axes
     assert axes.get_title(loc="left") == "mine in units"
-    (line,), (band,) = axes.lines, axes.collections
+    (line,), (bars,) = axes.lines, axes.collections
     assert list(line.get_ydata()) == [0.5, 0.75]
-    heights = band.get_paths()[0].vertices[:, 1]
-    assert (heights.min(), heights.max()) == pytest.approx((0.4, 0.85))
+    ends = [bar[:, 1].tolist() for bar in bars.get_segments()]
+    assert ends == [pytest.approx([0.4, 0.6]), pytest.approx([0.65, 0.85])]
     figure = figure_of(rows_of(0.5, 0.75), [MINE])
-    assert not figure.axes[0].collections
-    assert "band" in figure_of(rows, [MINE]).get_suptitle()
-    assert "band" not in figure.get_suptitle()
+    assert not figure.axes[0].collections[0].get_segments()
+    assert "bars" in figure_of(rows, [MINE]).get_suptitle()
+    assert "bars" not in figure.get_suptitle()
+
+
+def test_an_axis_does_not_magnify_noise() -> None:
+    """Values that differ by a hundredth of their standard error: the bars are a quarter of it."""
+    (axes,) = figure_of(rows_of(0.5, 0.501, errors=0.1), [MINE]).axes
+    low, high = axes.get_ylim()
+    assert high - low >= 0.8 - 1e-12
+    assert low < 0.4 < 0.6 < high
+
+
+def test_a_level_is_drawn_as_a_line() -> None:
+    metric = replace(MINE, level=0.5)
+    (axes,) = figure_of(rows_of(0.6, 0.7), [metric]).axes
+    assert [list(line.get_ydata()) for line in axes.lines] == [[0.5, 0.5], [0.6, 0.7]]
 
 
 def test_a_panel_shows_what_is_known_and_changes() -> None:

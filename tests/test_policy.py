@@ -15,7 +15,13 @@ from games.errors import InputError
 from llm.config.schema import LoraConfig, ModelConfig
 from llm.policy import log_probs as policy_module
 from llm.policy.loading import seeded
-from llm.policy.log_probs import PromptResponse, collate, sequence_log_probs, token_log_probs
+from llm.policy.log_probs import (
+    PromptResponse,
+    collate,
+    sequence_log_probs,
+    token_kl,
+    token_log_probs,
+)
 from llm.policy.model import Policy
 from tests.tiny_models import byte_tokenizer, save_causal_lm, save_gguf, symbol_tokenizer
 
@@ -67,6 +73,15 @@ def by_hand(model: torch.nn.Module, completion: PromptResponse, temperature: flo
         total += logits[token] - np.logaddexp.reduce(logits)
         ids.append(token)
     return total
+
+
+def enumerable_policy(directory: Path) -> tuple[Policy, list[PromptResponse]]:
+    """A policy in float64, and all responses of up to three of four tokens, EOS included."""
+    path = save_causal_lm(directory, tokenizer=symbol_tokenizer("ab"))
+    others = (0, 2, 3)
+    ids = [(1,), *((a, 1) for a in others)]
+    ids += [(a, b, c) for a in others for b in others for c in (0, 1, 2, 3)]
+    return perturb(load(path, dtype="float64")), [PromptResponse([0, 2], r) for r in ids]
 
 
 # --- log-probabilities ----------------------------------------------------------------------------
@@ -191,17 +206,43 @@ def test_low_precision_logits_are_summed_in_float32(checkpoints: Path) -> None:
 
 def test_total_probability_is_one(tmp_path: Path) -> None:
     """EOS included, cut responses as they are: all responses up to three tokens sum to 1."""
-    path = save_causal_lm(tmp_path, tokenizer=symbol_tokenizer("ab"))
-    policy = perturb(load(path, dtype="float64"))
-    others = (0, 2, 3)
-    responses = [(1,), *((a, 1) for a in others)]
-    responses += [(a, b, c) for a in others for b in others for c in (0, 1, 2, 3)]
+    policy, responses = enumerable_policy(tmp_path)
     for temperature in (1.0, 0.5):
-        logp = policy.log_probs(
-            [PromptResponse([0, 2], r) for r in responses], batch_size=16, temperature=temperature
-        )
+        logp = policy.log_probs(responses, batch_size=16, temperature=temperature)
         # float64 rounding.
         assert logp.exp().sum().item() == pytest.approx(1.0, abs=1e-12)
+
+
+def test_the_kl_along_responses_has_the_right_mean_and_less_variance(tmp_path: Path) -> None:
+    """By enumeration of all responses, none of which has a negative value."""
+    policy, responses = enumerable_policy(tmp_path)
+    for temperature in (1.0, 0.5):
+        found = policy.log_probs_and_kl(responses, batch_size=7, temperature=temperature)
+        logp, logp_ref, kl = found.numpy().T
+        expected = [
+            policy.log_probs(responses, batch_size=7, adapter=on, temperature=temperature)
+            for on in (True, False)
+        ]
+        assert torch.equal(found[:, 0], expected[0])
+        assert torch.equal(found[:, 1], expected[1])
+        pi, plain = np.exp(logp), logp - logp_ref
+        exact = pi @ plain
+        assert kl.min() >= 0 > plain.min()
+        assert pi @ kl == pytest.approx(exact, abs=1e-10)
+        assert pi @ (kl - exact) ** 2 < 0.5 * (pi @ (plain - exact) ** 2)
+
+
+def test_the_kl_of_tokens_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch's own, in float32 for bfloat16 logits."""
+    logits, other = torch.randn(2, 3, 5, 7, generator=torch.Generator().manual_seed(0)).bfloat16()
+    expected = torch.nn.functional.kl_div(
+        other.float().log_softmax(-1), logits.float().log_softmax(-1), reduction="none",
+        log_target=True,
+    ).sum(-1)  # fmt: skip
+    for chunk in (2**25, 21):
+        monkeypatch.setattr(policy_module, "LOGIT_CHUNK", chunk)
+        # float32 rounding of a sum of seven terms.
+        torch.testing.assert_close(token_kl(logits, other), expected, rtol=1e-5, atol=1e-6)
 
 
 # --- one model, two policies ----------------------------------------------------------------------

@@ -224,6 +224,9 @@ def picture(record: Record, metrics: Sequence[Metric] = METRICS) -> Figure:
     for axes, metric in zip(cells, panels, strict=False):
         axes.set_title(metric.panel_title)
         axes.set_xlabel("tokens generated")
+        if metric.level is not None:
+            axes.axhline(metric.level, color="0.6", linewidth=1, zorder=0)
+        widest: list[float] = []
         for row, look in zip(recipes, looks, strict=True):
             known = [point for point in row["trace"] if _is_number(point[metric.name])]
             axes.plot([p["tokens"] for p in known], [p[metric.name] for p in known], **look)
@@ -235,9 +238,11 @@ def picture(record: Record, metrics: Sequence[Metric] = METRICS) -> Figure:
             if bars:
                 tokens, values, errors = map(np.array, zip(*bars, strict=True))
                 axes.vlines(tokens, values - errors, values + errors, look["color"], lw=1)
+                widest += errors.tolist()
                 barred = True
         if metric.log_scale:
             axes.set_yscale("log")
+        style.keep_noise_small(axes, widest)
     if barred:
         title += "; bars: ± one standard error"
     figure.suptitle(title, x=0.01, ha="left", fontsize=12)

@@ -42,6 +42,7 @@ class Panel:
     title: str
     lines: list[Line]
     log_scale: bool = False
+    level: float | None = None
 
 
 def draw_curves(path: Path, rows: Sequence[Record], metrics: Sequence[Metric] = METRICS) -> bool:
@@ -58,7 +59,7 @@ def draw_curves(path: Path, rows: Sequence[Record], metrics: Sequence[Metric] = 
 
 @style.styled
 def figure_of(rows: Sequence[Record], metrics: Sequence[Metric] = METRICS) -> Figure:
-    """A panel for each metric that changes; bands are ± one standard error."""
+    """A panel for each metric that changes; bars are ± one standard error."""
     from matplotlib.figure import Figure
 
     panels = panels_of(rows, metrics)
@@ -73,7 +74,7 @@ def figure_of(rows: Sequence[Record], metrics: Sequence[Metric] = METRICS) -> Fi
         if metric.caption is not None and rows[0].get(metric.name) is not None
     ]
     if any(math.isfinite(e) for panel in panels for line in panel.lines for e in line.errors):
-        lines.append("bands: ± one standard error over the evaluation prompts")
+        lines.append("bars: ± one standard error over the prompts")
     figure.suptitle("\n".join(lines), fontsize=9)
     return figure
 
@@ -81,14 +82,23 @@ def figure_of(rows: Sequence[Record], metrics: Sequence[Metric] = METRICS) -> Fi
 def _draw(axes: Axes, panel: Panel, iterations: Sequence[int]) -> None:
     from matplotlib.ticker import MaxNLocator
 
+    if panel.level is not None:
+        axes.axhline(panel.level, color="0.6", linewidth=1, zorder=0)
     for line in panel.lines:
         axes.plot(iterations, line.values, line.form, color=line.color, label=line.label)
-        low, high = (
-            [value + sign * error for value, error in zip(line.values, line.errors, strict=True)]
-            for sign in (-1, 1)
+        known = [
+            point
+            for point in zip(iterations, line.values, line.errors, strict=True)
+            if all(map(math.isfinite, point))
+        ]
+        axes.vlines(
+            [t for t, _, _ in known],
+            [value - error for _, value, error in known],
+            [value + error for _, value, error in known],
+            line.color,
+            lw=1.2,
         )
-        if any(map(math.isfinite, low)):
-            axes.fill_between(iterations, low, high, color=line.color, alpha=0.2, linewidth=0)
+    style.keep_noise_small(axes, [e for line in panel.lines for e in line.errors])
     if panel.log_scale and all(v > 0 for line in panel.lines for v in line.values if v == v):
         axes.set_yscale("log")
     axes.set_title(panel.title)
@@ -123,7 +133,7 @@ def panels_of(rows: Sequence[Record], metrics: Sequence[Metric] = METRICS) -> li
                 dots = {":": "dotted", "--": "dashed"}.get(guest.line, guest.line)
                 title += f" ({dots}: {guest.label})"
             lines += drawn
-        panels.append(Panel(title, lines, metric.log_scale))
+        panels.append(Panel(title, lines, metric.log_scale, metric.level))
     return panels
 
 

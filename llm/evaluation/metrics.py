@@ -30,6 +30,7 @@ from llm.evaluation.exact import EnumeratedGame, ExactSolution, StyleGame, targe
 from llm.evaluation.statistics import Estimate, over_prompts, self_bleu
 from llm.storage.files import Record
 from solvers.arrays import against
+from solvers.effective_step import EffectiveStep
 from solvers.loop import kl_divergence
 
 if TYPE_CHECKING:
@@ -42,6 +43,22 @@ Value = float | Estimate | Mapping[str, float | Estimate] | str | None
 
 # Keys of a line of metrics.jsonl that are not metrics.
 RESERVED = ("iteration", "standard_errors", "per_second", "peak_memory_gib")
+ERROR = "_error"  # ends the key of a standard error, which stands beside that of the metric
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepMade:
+    """A training step: the η and τ of the rule, and those by which the policy really moved.
+
+    made       measured on the responses that were trained on
+    corrected  for the noise in their G: of the step that was made on all responses; None for
+               either where `solvers.effective_step` defines none
+    """
+
+    eta: float
+    tau: float | None
+    made: EffectiveStep | None = None
+    corrected: EffectiveStep | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +78,11 @@ class Evaluation:
     reference_weights (B, M)
     preference        (B, K, M): P(response of π_t ≻ response of μ); None without a judge
     enumerated        whether these are all responses: then means are exact
+    kl                (B, K): KL(π_t‖μ) along each, as in `Policy.log_probs_and_kl`; None:
+                      log π_t − log μ, whose mean is the same
     exact             the exact solution of the run's game; None where it is unknown
     losses            of the optimizer steps from π_{t−1} to π_t; empty at t = 0
+    step              what the step from π_{t−1} to π_t should be, and was; at t = 0 that to π_1
     seconds           since the previous evaluation
     used              {"tokens": sampled for training before t, "comparisons": judged}
     """
@@ -77,9 +97,11 @@ class Evaluation:
     reference_texts: Sequence[Sequence[str]]
     reference_weights: np.ndarray
     preference: np.ndarray | None = None
+    kl: np.ndarray | None = None
     enumerated: bool = False
     exact: ExactSolution | None = None
     losses: Sequence[float] = ()
+    step: StepMade | None = None
     seconds: float = 0.0
     used: Mapping[str, int] = field(default_factory=dict)
 
@@ -94,6 +116,7 @@ class Evaluation:
             token_counts=own.lengths,
             logp=own.logp,
             logp_ref=own.logp_ref,
+            kl=own.kl,
             weights=_equal_weights(own.texts),
             reference_texts=reference.texts,
             reference_weights=_equal_weights(reference.texts),
@@ -162,6 +185,7 @@ class Metric:
     format      of a number in the table, as in format()
     title       of its panel, without the unit; by default the name
     log_scale   a logarithmic axis, where all values are positive
+    level       a value that is marked by a line in the picture
     priority    panels of higher priority come first, columns of negative priority last; of the
                 built-in metrics those with priority >= 1 stand in the table of a comparison, and
                 the first three in its picture
@@ -182,6 +206,7 @@ class Metric:
     format: str = ".3f"
     title: str = ""
     log_scale: bool = False
+    level: float | None = None
     priority: int = 0
     drawn_with: str | None = None
     label: str = ""
@@ -229,8 +254,9 @@ class _MeanOverResponses:
 
 
 def measure_all(evaluation: Evaluation, metrics: Sequence[Metric]) -> Record:
-    """{name: value} of each metric, and `standard_errors`: {name: error} where one is known.
+    """{name: value, name_error: standard error} of each metric, the error where one is known.
 
+    The errors stand in `standard_errors`, {name: error}, too, as in earlier versions.
     None stands for what is not defined or not finite. Raises InputError where a metric fails.
     """
     record: Record = {}
@@ -242,7 +268,7 @@ def measure_all(evaluation: Evaluation, metrics: Sequence[Metric]) -> Record:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise InputError(f"metric '{metric.name}' cannot be computed: {reason}") from error
         if error is not None:
-            errors[metric.name] = error
+            errors[metric.name] = record[metric.name + ERROR] = error
     return record | {"standard_errors": errors}
 
 
@@ -281,7 +307,7 @@ def load_metrics(named: Sequence[Any]) -> tuple[Metric, ...]:
                 f"evaluation.metrics: a {type(metric).__name__} is not a Metric; give a "
                 "llm.evaluation.metrics.Metric, or the import path package.module:object of one"
             )
-        if metric.name in names:
+        if metric.name in names or metric.name.removesuffix(ERROR) in names:
             raise InputError(
                 f"evaluation.metrics: the name '{metric.name}' is in use; give the metric another"
             )
@@ -300,6 +326,13 @@ def _win_rate(evaluation: Evaluation) -> np.ndarray | None:
     return against(evaluation.preference, evaluation.reference_weights)
 
 
+def _kl_to_reference(evaluation: Evaluation) -> np.ndarray:
+    """(B, K): an enumeration has the mean itself, samples an estimate of less variance."""
+    if evaluation.kl is not None:
+        return evaluation.kl
+    return evaluation.logp - evaluation.logp_ref
+
+
 def _self_bleu(evaluation: Evaluation) -> Estimate | None:
     """Of samples only: an enumeration holds each response once."""
     if evaluation.enumerated:
@@ -312,12 +345,13 @@ WIN_RATE = Metric.of_responses(
     _win_rate,
     heading=("wins", "over μ"),
     title="win rate over μ",
+    level=0.5,
     priority=1,
     optional=True,
 )
 KL_TO_REFERENCE = Metric.of_responses(
     "kl_to_reference",
-    lambda evaluation: evaluation.logp - evaluation.logp_ref,
+    _kl_to_reference,
     unit="nats",
     heading=("KL to", "μ"),
     title="KL to μ",
@@ -467,6 +501,74 @@ EQUILIBRIUM_STYLES = Metric(
 TARGET = Metric("target", _target, in_table=False, in_picture=False, caption="π* is {}")
 
 
+# --- the step of the rule, and what training made of it -------------------------------------------
+
+
+def _of_step(which: str, mean: str, error: str = "") -> Callable[[Evaluation], Estimate | None]:
+    def measure(evaluation: Evaluation) -> Estimate | None:
+        step = getattr(evaluation.step, which, None)
+        if step is None or math.isnan(getattr(step, mean)):
+            return None
+        return Estimate(getattr(step, mean), getattr(step, error, math.nan))
+
+    return measure
+
+
+ETA = Metric(
+    "eta",
+    lambda evaluation: None if evaluation.step is None else evaluation.step.eta,
+    heading=("η asked", "for"),
+    format=".3g",
+    title="η of the step",
+    label="asked for",
+    line=":",
+    optional=True,
+)
+CORRECTED_ETA = Metric(
+    "corrected_eta",
+    _of_step("corrected", "eta", "eta_error"),
+    heading=("η that was", "made"),
+    format=".2g",
+    drawn_with="eta",
+    label="made",
+)
+EFFECTIVE_ETA = Metric(
+    "effective_eta",
+    _of_step("made", "eta", "eta_error"),
+    format=".2g",
+    drawn_with="eta",
+    label="on noisy G",
+    line="o--",
+    in_table=False,
+)
+TAU = Metric(
+    "tau",
+    lambda evaluation: None if evaluation.step is None else evaluation.step.tau,
+    title="τ of the step",
+    label="asked for",
+    line=":",
+    in_table=False,
+)
+CORRECTED_TAU = Metric(
+    "corrected_tau",
+    _of_step("corrected", "tau", "tau_error"),
+    drawn_with="tau",
+    label="made",
+    in_table=False,
+)
+EFFECTIVE_TAU = Metric(
+    "effective_tau",
+    _of_step("made", "tau", "tau_error"),
+    in_table=False,
+    in_picture=False,
+)
+EFFECTIVE_R2 = Metric(
+    "effective_r_squared",
+    _of_step("made", "r_squared"),
+    in_table=False,
+    in_picture=False,
+)
+
 # --- what training took ---------------------------------------------------------------------------
 
 LOSS = Metric(
@@ -474,7 +576,6 @@ LOSS = Metric(
     lambda evaluation: float(np.mean(evaluation.losses)) if len(evaluation.losses) else None,
     format=".4g",
     priority=-1,
-    in_picture=False,
 )
 SECONDS = Metric(
     "seconds",
@@ -511,6 +612,13 @@ METRICS: tuple[Metric, ...] = (
     KL_TO_EQUILIBRIUM,
     KL_TO_EXACT_ITERATE,
     DUALITY_GAP,
+    ETA,
+    CORRECTED_ETA,
+    EFFECTIVE_ETA,
+    TAU,
+    CORRECTED_TAU,
+    EFFECTIVE_TAU,
+    EFFECTIVE_R2,
     LOSS,
     SECONDS,
     TOKENS,

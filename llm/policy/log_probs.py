@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from solvers.loop import kl_divergence
+
 # Elements of the largest float32 copy of logits that is made at once: 128 MiB.
 LOGIT_CHUNK = 2**25
 
@@ -85,6 +87,28 @@ def token_log_probs(
     return torch.cat(
         [checkpoint(log_probs, *piece, use_reentrant=False) for piece in pieces], dim=1
     )
+
+
+def token_kl(
+    logits: torch.Tensor, reference: torch.Tensor, temperature: float = 1.0
+) -> torch.Tensor:
+    """(B, T, V), (B, T, V) -> (B, T): KL of the next-token distributions, in nats, exact.
+
+    In float32 (float64 for float64 logits), with at most `LOGIT_CHUNK` elements in that precision
+    at a time. Without gradients.
+    """
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    batch, _, vocabulary = logits.shape
+    step = max(1, LOGIT_CHUNK // (batch * vocabulary))
+    pieces = zip(logits.split(step, dim=1), reference.split(step, dim=1), strict=True)
+    with torch.no_grad():
+        return torch.cat(
+            [
+                kl_divergence(*((each.to(dtype) / temperature).log_softmax(-1) for each in piece))
+                for piece in pieces
+            ],
+            dim=1,
+        )
 
 
 def response_logits(

@@ -44,7 +44,14 @@ from llm.policy.loading import (
     source_arguments,
     stop_token_ids,
 )
-from llm.policy.log_probs import PromptResponse, collate, sequence_log_probs
+from llm.policy.log_probs import (
+    PromptResponse,
+    collate,
+    response_logits,
+    sequence_log_probs,
+    token_kl,
+    token_log_probs,
+)
 from llm.storage.files import is_intact
 
 
@@ -187,15 +194,41 @@ class Policy:
                 lambda batch: sequence_log_probs(self.model, batch, temperature),
             )
 
+    @torch.no_grad()
+    def log_probs_and_kl(
+        self, completions: Sequence[PromptResponse], *, batch_size: int, temperature: float = 1.0
+    ) -> torch.Tensor:
+        """N completions -> (N, 3) on the CPU: log π_θ, log μ, and the KL divergence along each.
+
+        The last is Σ_s KL(π_θ(· | prefix_s) ‖ μ(· | prefix_s)) over the prefixes of the response:
+        for responses of π_θ its expectation is KL(π_θ‖μ), as that of log π_θ − log μ, but it is
+        never negative, and each token is averaged over what could have been sampled
+        (Rao-Blackwell; Amini et al. 2025, arXiv 2504.10637).
+        """
+
+        def values(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+            own, tokens, response = response_logits(self.model, batch)
+            with self.model.disable_adapter():
+                reference, _, _ = response_logits(self.model, batch)
+            columns = (
+                token_log_probs(own, tokens, temperature),
+                token_log_probs(reference, tokens, temperature),
+                token_kl(own, reference, temperature),
+            )
+            return torch.stack([each.where(response, 0).sum(-1) for each in columns], dim=-1)
+
+        with self.acting():
+            return self.in_batches(completions, batch_size, values)
+
     def in_batches(
         self,
         completions: Sequence[PromptResponse],
         batch_size: int,
         values: Callable[[dict[str, torch.Tensor]], torch.Tensor],
     ) -> torch.Tensor:
-        """N completions -> (N,) on the CPU: `values(batch) -> (B,)` over batches by length."""
+        """N completions -> (N, ...) on the CPU: `values(batch) -> (B, ...)`, batches by length."""
         order = sorted(range(len(completions)), key=lambda i: len(completions[i]))
-        recorded = [0.0] * len(completions)
+        recorded: list[Any] = [0.0] * len(completions)
         for first in range(0, len(order), batch_size):
             rows = order[first : first + batch_size]
             batch = self.collate([completions[i] for i in rows])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from llm.config.schema import TrainConfig
 from llm.data.examples import Prompt
 from llm.evaluation.curves import draw_curves
 from llm.evaluation.exact import EnumeratedGame, target_description
-from llm.evaluation.metrics import Evaluation, load_metrics, measure_all
+from llm.evaluation.metrics import Evaluation, StepMade, load_metrics, measure_all
 from llm.evaluation.report import Report, compare_responses
 from llm.policy.fitting import FitDataset, fit_policy
 from llm.policy.interrupts import check_interrupted
@@ -28,10 +29,11 @@ from llm.run.setup import Parts, evaluation_prompts, target_lines
 from llm.sampling.engine import on_policy
 from llm.sampling.responses import Responses
 from llm.sources.base import TooFewItems
-from llm.sources.stages import EVALUATION, ORDER, REFERENCE, USED, Stages
+from llm.sources.stages import EVALUATION, ORDER, REFERENCE, SAMPLING_SETTINGS, USED, Stages
 from llm.storage.chunks import World
 from llm.storage.directory import RunDirectory
-from llm.storage.files import read_json, write_directory, write_text
+from llm.storage.files import Record, read_json, write_directory, write_text
+from solvers.effective_step import EffectiveStep, effective_step
 from solvers.fits import Items
 from solvers.plays import Plays
 from solvers.update import Update
@@ -41,6 +43,8 @@ logger = logging.getLogger(__name__)
 TRAINING_SETTINGS = (
     "train.micro_batch_size, sample.max_new_tokens, or set train.gradient_checkpointing=true"
 )
+
+STEP_PROMPTS = 64  # on whose responses the effective step is measured
 
 
 @dataclass
@@ -128,7 +132,7 @@ class Session:
         logp_ref = past[magnet] if magnet else responses.logp_ref
         return source.game(preference, responses.logp, logp_ref, **fields)
 
-    def fit(self, t: int, responses: Responses, update: Update, items: Items) -> None:
+    def fit(self, t: int, responses: Responses, plays: Plays, update: Update, items: Items) -> None:
         """π_{t+1}: π_θ fitted to the items, and its adapter stored."""
         from_reference = self._reference_responses(t, responses.prompts, update)
         rows = FitDataset(responses.completions, items, from_reference)
@@ -170,13 +174,34 @@ class Session:
         share = settings.epochs * (len(rows) - spare) / len(rows) / self.world.size
         tokens = sum(len(c) for row in rows.completions for c in row)
         self.stages.count("tokens trained", int(tokens * share), time.perf_counter() - began)
+        made = self._steps_made(responses, plays, update)
         if self.world.is_main:
             write_text(here / "losses.json", json.dumps(losses) + "\n")
+            write_text(here / "effective_step.json", json.dumps(made) + "\n")
             self.budget.record(t, self.stages.used)
             write_directory(here / "adapter", self.parts.policy.save_adapter)
             shutil.rmtree(here / "trainer", ignore_errors=True)
         self.world.barrier()
         self.parts.policy.adapter = self.run.adapter(t + 1)
+
+    def _steps_made(self, responses: Responses, plays: Plays, update: Update) -> Record:
+        """The η and τ by which π_θ was moved, measured on the responses to the first prompts."""
+        if update.eta == math.inf:
+            return {}
+        part = [c for row in responses.completions[:STEP_PROMPTS] for c in row]
+        settings, began = self.config.sample, time.perf_counter()
+        with out_of_memory("computing log-probabilities", SAMPLING_SETTINGS):
+            found = self.parts.policy.log_probs(
+                part, batch_size=settings.batch_size, temperature=settings.temperature
+            )
+        self.stages.count("tokens scored", sum(map(len, part)), time.perf_counter() - began)
+        logp = np.full(responses.logp.shape, np.nan)  # what is not finite is left out
+        logp[:STEP_PROMPTS] = found.view(-1, responses.logp.shape[1]).numpy()
+        steps = {
+            name: effective_step(self.parts.rule, plays, update, logp, corrected=corrected)
+            for name, corrected in (("made", False), ("corrected", True))
+        }
+        return {name: asdict(step) for name, step in steps.items() if step is not None}
 
     def measure(self, t: int) -> None:
         """The line of π_t in metrics.jsonl, and in the table."""
@@ -223,6 +248,7 @@ class Session:
         exact, losses = self.parts.exact, self.run.iteration(t - 1) / "losses.json"
         known = {"t": t, "losses": read_json(losses, []) if t else []}
         known["used"] = self.budget.used_before(t)
+        known["step"] = self._step_made(t)
         if isinstance(exact, EnumeratedGame):
             found = Evaluation.of_all_responses(exact, self.parts.policy, **known)
         else:
@@ -237,6 +263,16 @@ class Session:
         began, self.began = self.began, time.monotonic()
         return replace(found, seconds=self.began - began)
 
+    def _step_made(self, t: int) -> StepMade:
+        """The step to π_t; of the first one only what it should be at t = 0."""
+        rule = self.parts.rule
+        steps = read_json(self.run.iteration(t - 1) / "effective_step.json", {}) if t else {}
+        return StepMade(
+            eta=rule.eta_at(max(t - 1, 0)),
+            tau=rule.tau if rule.regularized else None,
+            **{name: EffectiveStep(**step) for name, step in steps.items()},
+        )
+
     def _evaluation_responses(self, t: int | None) -> Responses:
         """Responses of π_t to the evaluation prompts; of μ without t."""
         prompts = evaluation_prompts(self.parts.prompts)
@@ -246,7 +282,7 @@ class Session:
             return stages.sample(directory, prompts, samples, (REFERENCE, 0), None, reference=True)
         directory = self.run.iteration(t) / "evaluation" / "responses"
         adapter = stages.iterates.adapter(t)
-        return stages.sample(directory, prompts, samples, (EVALUATION, t), adapter)
+        return stages.sample(directory, prompts, samples, (EVALUATION, t), adapter, kl=True)
 
     def _reference_responses(
         self, t: int, prompts: Sequence[Prompt], update: Update

@@ -53,6 +53,13 @@ class Responses:
         return self.field("logp_ref")
 
     @property
+    def kl(self) -> np.ndarray:
+        """(B, K): KL(π_t‖μ) along the responses, or log π_t − log μ where it is not recorded."""
+        if all("kl" in row for row in self.rows):
+            return self.field("kl")
+        return self.logp - self.logp_ref
+
+    @property
     def lengths(self) -> np.ndarray:
         """(B, K): number of tokens, end-of-sequence token included."""
         return np.array([[len(tokens) for tokens in row["tokens"]] for row in self.rows])
@@ -103,12 +110,18 @@ def sample_responses(
     key: Sequence[int],
     *,
     adapter: bool = True,
+    kl: bool = False,
 ) -> Responses:
-    """K responses per prompt, with log π_t (log μ with `adapter=False`) and log μ of each."""
+    """K responses per prompt, with log π_t (log μ with `adapter=False`) and log μ of each.
+
+    `kl`: also the KL divergence from μ along each, see `Policy.log_probs_and_kl`.
+    """
 
     def compute(chunk: Chunk) -> list[Record]:
         asked = prompts[chunk.slice]
         rows = _drawn(work, draw, asked, samples, (*key, chunk.index))
+        if kl:
+            return _with_kl(work, policy, asked, rows, settings)
         return _with_log_probs(work, policy, asked, rows, settings, adapter)
 
     return Responses(prompts, work.run(directory, len(prompts), compute))
@@ -209,6 +222,26 @@ def _with_log_probs(
     return [
         row | {"logp": logp, "logp_ref": logp_ref}
         for row, logp, logp_ref in zip(rows, own, reference, strict=True)
+    ]
+
+
+def _with_kl(
+    work: Work,
+    policy: Policy,
+    asked: Sequence[Prompt],
+    rows: Sequence[Record],
+    settings: SampleConfig,
+) -> list[Record]:
+    part, began = Responses(asked, rows), time.perf_counter()
+    flat = [response for row in part.completions for response in row]
+    found = policy.log_probs_and_kl(
+        flat, batch_size=settings.batch_size, temperature=settings.temperature
+    )
+    work.count("tokens scored", 2 * sum(map(len, flat)), time.perf_counter() - began)
+    columns = found.view(len(rows), -1, 3).permute(2, 0, 1).tolist()
+    return [
+        row | {"logp": logp, "logp_ref": logp_ref, "kl": kl}
+        for row, logp, logp_ref, kl in zip(rows, *columns, strict=True)
     ]
 
 

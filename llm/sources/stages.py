@@ -168,10 +168,12 @@ class Stages:
         adapter: Path | None,
         *,
         reference: bool = False,
+        kl: bool = False,
     ) -> Responses:
         """Responses under an adapter (μ without), with their log-probabilities.
 
-        `reference`: log μ stands for log π_t, too. The policy must be the one with that adapter.
+        `reference`: log μ stands for log π_t, too. `kl`: with KL(π_t‖μ) along each. The policy must
+        be the one with that adapter.
         """
         with self._sampling(len(prompts)) as work:
             return sample_responses(
@@ -184,6 +186,7 @@ class Stages:
                 self.config.sample,
                 (self.config.seed, *key),
                 adapter=not reference,
+                kl=kl,
             )
 
     def preferences(

@@ -94,7 +94,7 @@ def mixture_identity(setting: Setting) -> Finding:
     worst, constants = 0.0, []
     for alpha in (0.05, 0.5, ALPHA):
         mixed = Measure(first, second).mixture(1 - alpha)
-        left = kl_divergence(policies, mixed)
+        left = np.asarray(kl_divergence(policies, mixed))
         right = alpha * kl_divergence(policies, first)
         right = right + (1 - alpha) * kl_divergence(policies, second)
         worst = max(worst, dependence(left - right, left))
