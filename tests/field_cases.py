@@ -1,7 +1,7 @@
 """Inputs with the answers that a user should get: `python -m tests.field_cases [CASES.json]`.
 
-The cases are data outside the repository: a list of arguments, files and accepted outcomes. Prints a
-line per case; the exit code is 1 where one fails. `tests/test_field_cases.py` runs the same cases.
+The cases are data outside the repository: a list of arguments, files and accepted outcomes. Prints
+a line per case; the exit code is 1 where one fails. `tests/test_field_cases.py` runs the same.
 """
 
 from __future__ import annotations

@@ -22,8 +22,9 @@ from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from games.errors import InputError
+from games.startup import Stop
 from llm.config.schema import FittingConfig, GFlowNetConfig
-from llm.policy.interrupts import Stop, deferred
+from llm.policy.interrupts import deferred
 from llm.policy.log_probs import PromptResponse, collate, sequence_log_probs
 from llm.policy.model import Policy
 from llm.storage.chunks import World

@@ -211,7 +211,7 @@ def padding_token_id(model, tokenizer, stop_ids: tuple[int, ...], path: str) -> 
     if pad is not None and pad < rows:
         return pad
     logger.info("model.path=%s has no PAD token: EOS is used for padding", path)
-    return stop_ids[0]
+    return next((token for token in stop_ids if token < rows), 0)
 
 
 def fingerprint_of(path: str) -> str:

@@ -8,10 +8,12 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from games.errors import InputError
 from games.printable import printable
+from games.startup import INTERRUPTED
 from llm.config.schema import TrainConfig
 from llm.policy.interrupts import interruptible
 from llm.storage.chunks import World
@@ -20,6 +22,9 @@ from solvers.console import forget_output, output_stopped, prepare_streams, unex
 
 if TYPE_CHECKING:
     from llm.evaluation.report import Report
+
+# A file where a directory should be, or a directory, a link, or a file that was not expected.
+NOT_THE_KIND = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP}
 
 logger = logging.getLogger("llm.train")
 
@@ -65,7 +70,21 @@ def resumable(run: RunDirectory) -> Iterator[None]:
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
         if full or "No space left" in str(error):
             raise _stopped(run, "the disk is full: free some space") from error
+        if isinstance(error, OSError) and (reason := _file_error(run, error)):
+            raise _stopped(run, reason) from error
         raise
+
+
+def _file_error(run: RunDirectory, error: OSError) -> str | None:
+    """One line on an error of the file system; None if it is not about a file of the run."""
+    path = Path(os.fsdecode(error.filename2 or error.filename or ""))  # the target of a rename
+    if not path.is_relative_to(run.path):
+        return None
+    if error.errno not in NOT_THE_KIND:
+        return f"{path}: {error.strerror}"
+    inside = [p for p in reversed(path.parents) if p.is_relative_to(run.path)]
+    wrong = next((p for p in inside if not p.is_dir()), path)
+    return f"{wrong} is damaged ({error.strerror}); delete it"
 
 
 def _stopped(run: RunDirectory, why: str) -> Interrupted:
@@ -118,7 +137,7 @@ def exit_code(command: Callable[[], int]) -> int:
     """Runs a command; what it raises becomes one line on standard error and an exit code.
 
     2: invalid input, nothing is lost. 1: the run stopped, and the same command continues it. 70: an
-    unexpected error, whose traceback is in a file.
+    unexpected error, whose traceback is in a file. 130: interrupted before there was a run.
     """
     try:
         with interruptible():
@@ -128,7 +147,7 @@ def exit_code(command: Callable[[], int]) -> int:
     except Interrupted as error:
         return _fail(str(error), 1)
     except KeyboardInterrupt:
-        return _fail("interrupted before the run was started", 1)
+        return _fail("interrupted before the run was started", INTERRUPTED)
     except Exception as error:
         if isinstance(error, OSError) and output_stopped(error):
             forget_output()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import time
@@ -31,7 +30,7 @@ from llm.sources.base import TooFewItems
 from llm.sources.stages import EVALUATION, ORDER, REFERENCE, USED, Stages
 from llm.storage.chunks import World
 from llm.storage.directory import RunDirectory
-from llm.storage.files import read_json, write_directory, write_text
+from llm.storage.files import read_record, write_directory, write_record
 from solvers.fits import Items
 from solvers.plays import Plays
 from solvers.update import Update
@@ -171,7 +170,7 @@ class Session:
         tokens = sum(len(c) for row in rows.completions for c in row)
         self.stages.count("tokens trained", int(tokens * share), time.perf_counter() - began)
         if self.world.is_main:
-            write_text(here / "losses.json", json.dumps(losses) + "\n")
+            write_record(here / "losses.json", losses)
             self.budget.record(t, self.stages.used)
             write_directory(here / "adapter", self.parts.policy.save_adapter)
             shutil.rmtree(here / "trainer", ignore_errors=True)
@@ -221,7 +220,7 @@ class Session:
     def _evaluation(self, t: int) -> Evaluation:
         """What the metrics of π_t are computed from. The policy is π_t."""
         exact, losses = self.parts.exact, self.run.iteration(t - 1) / "losses.json"
-        known = {"t": t, "losses": read_json(losses, []) if t else []}
+        known = {"t": t, "losses": read_record(losses) if t else []}
         known["used"] = self.budget.used_before(t)
         if isinstance(exact, EnumeratedGame):
             found = Evaluation.of_all_responses(exact, self.parts.policy, **known)
