@@ -178,7 +178,7 @@ def stop_token_ids(model, tokenizer, path: str | Path) -> tuple[int, ...]:
     """Tokens that end a response: the tokenizer's EOS and those of generation_config.json."""
     named = model.generation_config.eos_token_id
     each = named if isinstance(named, list | tuple) else [] if named is None else [named]
-    if not all(isinstance(id, int) for id in each):
+    if not all(isinstance(id, int) and id >= 0 for id in each):
         raise InputError(
             f"model.path={path}: eos_token_id={named!r} in its generation_config.json is not a "
             "token id; correct it"
