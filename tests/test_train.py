@@ -9,6 +9,7 @@ import io
 import json
 import math
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -38,6 +39,7 @@ from llm.judges.stored import judge_responses
 from llm.policy import fitting
 from llm.policy.log_probs import PromptResponse
 from llm.policy.model import Policy
+from llm.run.checks import check_settings
 from llm.run.lifecycle import Interrupted
 from llm.run.plan import Uses, time_of
 from llm.run.setup import rule_and_fit, target_lines
@@ -668,6 +670,39 @@ def test_a_full_disk_stops_the_run_in_one_line(tmp_path: Path, monkeypatch) -> N
         run(tmp_path / "run")
     monkeypatch.undo()
     run(tmp_path / "run")
+
+
+@pytest.mark.parametrize("size", [1_000, 20_000, 100_000])
+def test_a_limit_on_the_size_of_files_stops_the_run_in_one_line(
+    tmp_path: Path, monkeypatch, size: int
+) -> None:
+    """Of any file: what is logged, chunks, adapters by safetensors, optimizers by torch."""
+    path = tmp_path / "run"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    action = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as Python does at its start
+    console = Console(file=io.StringIO(), width=200)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())  # pytest's is a file, too
+    config = load_config("embedded-game", [*SMALL, f"output_dir={path}"])
+    check_settings(config)  # writes temporary files, once in a process
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        with pytest.raises(Interrupted, match=r"larger than allowed.* the same command continues"):
+            train(config, console)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, action)
+    run(path)
+    assert (path / "final").is_dir()
+
+
+def test_a_full_temporary_directory_is_not_a_wrong_setting(monkeypatch) -> None:
+    def full(*args, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("llm.run.checks._tried", set())
+    monkeypatch.setattr("llm.run.checks.FitTrainer", full)
+    with pytest.raises(InputError, match=r"temporary files cannot be written .* set TMPDIR"):
+        check_settings(GAME)
 
 
 def test_a_loss_that_explodes_stops_the_run_before_its_adapter_is_kept(tmp_path: Path) -> None:

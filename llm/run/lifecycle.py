@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from llm.config.schema import TrainConfig
 from llm.policy.interrupts import interruptible
 from llm.storage.chunks import World
 from llm.storage.directory import RunDirectory
+from llm.storage.files import is_disk_error
 from solvers.console import forget_output, output_stopped, prepare_streams, unexpected
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 # A file where a directory should be, or a directory, a link, or a file that was not expected.
 NOT_THE_KIND = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP}
+
+DISK = "the disk is full, or a file larger than allowed: free some space"
 
 logger = logging.getLogger("llm.train")
 
@@ -42,8 +45,19 @@ def started(run: RunDirectory, config: TrainConfig, world: World, report: Report
     from llm.storage.provenance import provenance
 
     locked = run.started(config, provenance()) if world.is_main else nullcontext()
-    with locked, _logged(run, world), resumable(run), report.progress:
+    with _disk_errors(run), locked, _logged(run, world), resumable(run), report.progress:
         yield
+
+
+@contextmanager
+def _disk_errors(run: RunDirectory) -> Iterator[None]:
+    """Turns a full disk into Interrupted, also where the run has only its lock."""
+    try:
+        yield
+    except OSError as error:
+        if is_disk_error(error):
+            raise _stopped(run, DISK) from error
+        raise
 
 
 @contextmanager
@@ -66,10 +80,8 @@ def resumable(run: RunDirectory) -> Iterator[None]:
             raise _stopped(run, "standard output was closed") from error
         raise _stopped(run, f"SystemExit: some code called sys.exit({error.code!r})") from error
     except Exception as error:
-        # safetensors and torch raise errors of their own when the disk is full.
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        if full or "No space left" in str(error):
-            raise _stopped(run, "the disk is full: free some space") from error
+        if is_disk_error(error):
+            raise _stopped(run, DISK) from error
         if isinstance(error, OSError) and (reason := _file_error(run, error)):
             raise _stopped(run, reason) from error
         raise
@@ -97,7 +109,7 @@ def _logged(run: RunDirectory, world: World) -> Iterator[None]:
     if not world.is_main:
         yield
         return
-    handler = logging.FileHandler(run.path / "run.log", encoding="utf-8")
+    handler = _LogFile(run.path / "run.log", encoding="utf-8")
     handler.setFormatter(_Printable("%(asctime)s %(levelname)s %(message)s"))
     package = logging.getLogger("llm")
     level = package.level
@@ -112,6 +124,18 @@ def _logged(run: RunDirectory, world: World) -> Iterator[None]:
         package.removeHandler(handler)
         package.setLevel(level)
         handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    """A file that may be incomplete: where the disk is full, what is logged is lost."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Says nothing: the run itself stops in one line."""
+
+    def close(self) -> None:
+        """Closes the file, whatever is left to write."""
+        with suppress(OSError):
+            super().close()
 
 
 class _Printable(logging.Formatter):

@@ -5,6 +5,7 @@ Directories carry checksums of their files, so that later damage is noticed.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -19,7 +20,30 @@ from games.errors import InputError
 Record = dict[str, Any]
 CHECKSUMS = "checksums.json"
 TEMPORARY = ".tmp"
+# What safetensors and torch say, which raise errors of their own: torch names the file of its C++
+# code in which writing an archive fails.
+DISK_ERRORS = (
+    "No space left",
+    "Disk quota exceeded",
+    "File too large",
+    "inline_container.cc",
+    "iostream error",
+)
 DAMAGED = "is damaged; restore the file, or start anew in another output_dir"
+
+
+def is_disk_error(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, says that a file could not be written in full.
+
+    The disk or a quota is full, or the file larger than allowed.
+    """
+    while error is not None:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return True
+        if any(text in str(error) for text in DISK_ERRORS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def write_text(path: Path, text: str) -> None:
