@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -446,6 +447,25 @@ def test_a_learning_rate_that_is_too_large_stops_the_run(tmp_path: Path, rate: f
     """In the four steps of an iteration, as seen with a real model: 1.6 -> 4.6e12, no NaN."""
     with pytest.raises(Interrupted, match=r"the loss grew from 0\.\d+ to .* at step [1-4] of"):
         run(tmp_path / "run", f"train.learning_rate={rate}")
+    assert not (tmp_path / "run" / "iterations" / "000" / "adapter").exists()
+
+
+def test_a_gradient_that_is_no_number_in_the_last_step_is_noticed(
+    tmp_path: Path, monkeypatch
+) -> None:
+    """No loss is computed with the weights that it leaves."""
+    genuine, calls = fitting.batch_loss, itertools.count(1)
+
+    def loss(model, batch, *rest):
+        value = genuine(model, batch, *rest)
+        if next(calls) == 8:  # four steps of two micro-batches
+            weight = next(p for p in model.parameters() if p.requires_grad)
+            value = value + (0 * weight.sum()).sqrt()  # 0, with a derivative of 0 times infinity
+        return value
+
+    monkeypatch.setattr(fitting, "batch_loss", loss)
+    with pytest.raises(Interrupted, match=r"weights became NaN .* last step; lower eta"):
+        run(tmp_path / "run")
     assert not (tmp_path / "run" / "iterations" / "000" / "adapter").exists()
 
 
