@@ -24,7 +24,7 @@ def check_stored_prompts(
     The content of `data.path` may have changed since the run was started.
     """
     for directory, asked in _stored(run, config, source, prompts):
-        for file in sorted(directory.glob("*.jsonl")):
+        for file in sorted(directory.glob("[0-9]*[0-9].jsonl")):
             first = int(file.stem) * config.chunk_size
             if not file_is_intact(file):  # the stage computes a damaged chunk again
                 continue
