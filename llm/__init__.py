@@ -5,6 +5,9 @@ from llm import load_config, run_training
 run_training(load_config("embedded-text", ["iterations=3"]))
 """
 
+import games.startup  # noqa: F401 - first, for the time that the others take
+
+# isort: split
 from typing import TYPE_CHECKING, Any
 
 from llm.config.loading import load_config

@@ -6,6 +6,9 @@
 array([0.333, 0.333, 0.333])
 """
 
+import games.startup  # noqa: F401 - first, for the time that the others take
+
+# isort: split
 from .divergences import Divergence, parse
 from .gap import duality_gap
 from .loop import Solution, Status, solve

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from games import InputError, zoo
+from games import InputError, startup, zoo
 from games.loading import KINDS
 from games.printable import printable
 
@@ -251,4 +251,5 @@ def _seed(text: str) -> int:
 
 if __name__ == "__main__":
     prepare_streams()
+    startup.begin()
     sys.exit(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -156,5 +157,5 @@ def _variants(rule: UpdateRule, game: Game) -> list[UpdateRule]:
         return [rule]
     # MMD's step by theory, where the share ητ of μ in the mixture leaves room for π_t.
     lip = lipschitz(game)
-    eta = min(rule.tau / lip**2 if lip > 0 else math.inf, 0.5 / rule.tau)
-    return [rule, replace(rule, eta=eta)]
+    eta = min(rule.tau / lip / lip if lip > 0 else math.inf, 0.5 / rule.tau)
+    return [rule, replace(rule, eta=eta)] if eta >= sys.float_info.min else [rule]

@@ -32,7 +32,8 @@ CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, math.sqrt(3) / 2]])
 def save(figure: Figure, path: Path) -> None:
     """Write a .png, .pdf or .svg."""
     kind = path.suffix.lower().removeprefix(".")
-    write_whole(path, lambda file: figure.savefig(file, format=kind))
+    with np.errstate(over="ignore"):  # of the margins of logarithmic axes, at gaps of 1e300
+        write_whole(path, lambda file: figure.savefig(file, format=kind))
 
 
 @style.styled

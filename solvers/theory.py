@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -50,7 +51,7 @@ def largest_step(known: Constants) -> float:
     """τm/L²: the largest constant step for which GMMD and MMD are certain to converge.
 
     Sokota et al. 2022, Thm 3.4. (RSPO Prop. 3.1 prints η ≤ τ, which is not enough where m < L²;
-    preferences have L ≤ ½.) Raises InputError where τ, m or L is 0.
+    preferences have L ≤ ½.) Raises InputError where τ, m or L is 0, or the step underflows.
     """
     if known.tau == 0:
         raise InputError("without a regularizer (tau = 0) theory gives no step size: give eta")
@@ -59,7 +60,13 @@ def largest_step(known: Constants) -> float:
             f"regularizer '{known.regularizer}' is not strongly convex relative to entropy "
             "(m = 0), so that no theorem gives a step size: give a number for eta"
         )
-    return known.tau * known.modulus / _positive(known.lipschitz) ** 2
+    step = known.tau * known.modulus / _positive(known.lipschitz) / known.lipschitz
+    if step < sys.float_info.min:  # 1/step would be infinite
+        raise InputError(
+            f"the step size by theory is too small to compute with at τ = {known.tau:g} and "
+            f"payoffs of this size (L = {known.lipschitz:g}): give a number for eta"
+        )
+    return step
 
 
 def harmonic(tau: float, first: int = 2) -> Schedule:
@@ -91,7 +98,7 @@ def _contraction(eta: float, known: Constants) -> float | None:
 
 
 def _gmmd_rate(eta: float, known: Constants) -> float | None:
-    small = eta * known.lipschitz**2 <= known.tau * known.modulus * (1 + 1e-12)
+    small = eta * known.lipschitz * known.lipschitz <= known.tau * known.modulus * (1 + 1e-12)
     return _contraction(eta, known) if small else None
 
 

@@ -146,7 +146,7 @@ def test_a_dry_run_reads_the_headers_of_the_weights(tmp_path: Path, capsys) -> N
 
 def test_an_end_token_that_is_no_token_is_named(tmp_path: Path) -> None:
     base = save_causal_lm(tmp_path / "base")
-    for value in ('"x"', "[1, null]", '{"a": 1}'):
+    for value in ('"x"', "[1, null]", '{"a": 1}', "-5"):
         (base / "generation_config.json").write_text(f'{{"eos_token_id": {value}}}')
         with pytest.raises(InputError, match=r"model\.path=.*"):
             model(base)

@@ -1,67 +1,40 @@
-"""Inputs modelled on public bug reports, with the answers that a user should get.
-
-The cases are data outside the repository: their files, arguments and accepted outcomes.
-"""
+"""The field cases, and the command that runs them: `tests/field_cases.py`."""
 
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
-from solvers.__main__ import main as solvers
-
-CASES = Path(__file__).parents[2] / "shared" / "field-cases"
-pytestmark = pytest.mark.skipif(not CASES.is_dir(), reason="the field cases are not here")
-
-NUMBERS = ("policy", "opponent_policy", "value")
+from tests.field_cases import CASES, Case, failure, load_cases, main
 
 
-def cases() -> list[dict[str, Any]]:
-    path = CASES / "cases.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-
-
-def run(arguments: list[str]) -> int:
-    """The exit code of the command, run in this process; an exception is a failed test."""
-    if arguments[0] != "train":
-        return solvers(arguments)
-    from llm.train import main as train
-
-    return train([*arguments[1:], "output_dir=run"])
-
-
-def fits(outcome: dict[str, Any], code: int, out: str, text: str) -> bool:
-    """Whether the exit code, and the numbers or one of the patterns, are those of the outcome."""
-    if code != outcome["exit"]:
-        return False
-    if "says" in outcome:
-        return any(re.search(pattern, text, re.IGNORECASE) for pattern in outcome["says"])
-    found = json.loads(out) if any(key in outcome for key in NUMBERS) else {}
-    tolerance = outcome.get("tol", 1e-6)
-    return all(
-        np.shape(found[key]) == np.shape(outcome[key])
-        # Policies have exact zeros, which rounding may miss.
-        and np.allclose(found[key], outcome[key], rtol=tolerance, atol=outcome.get("tol", 1e-12))
-        for key in NUMBERS
-        if key in outcome
-    )
-
-
-@pytest.mark.parametrize("case", [pytest.param(case, id=case["id"]) for case in cases()])
-def test_field_case(case: dict[str, Any], tmp_path, monkeypatch, capsys) -> None:
+@pytest.mark.skipif(not CASES.exists(), reason="the field cases are not here")
+@pytest.mark.parametrize("case", [pytest.param(case, id=case["id"]) for case in load_cases()])
+def test_field_case(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    file = str(CASES / "files" / case["file"])
-    try:
-        code = run([argument.replace("{file}", file) for argument in case["args"]])
-    except SystemExit as error:  # of the argument parser
-        code = error.code if isinstance(error.code, int) else 1
-    out, err = capsys.readouterr()
-    text = (out + err).replace(file, "").replace(case["file"], "")
-    assert any(fits(outcome, code, out, text) for outcome in case["accept"]), (code, text[-2000:])
-    if "never" in case:
-        assert case["never"] not in text
+    assert failure(case, CASES.parent / "files") is None
+
+
+def test_the_command_says_which_cases_fail(tmp_path: Path, capsys) -> None:
+    """Wrong numbers, a wrong exit code, missing words, and words that must not be said."""
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "game.csv").write_text("0.5,0.9\n0.1,0.5\n")
+    solved = ["nash", "{file}", "--json", "-"]
+
+    def run(*accept: dict, args: list[str] = solved, **rest: str) -> int:
+        case = {"id": "X1", "file": "game.csv", "args": args, "accept": list(accept), **rest}
+        (tmp_path / "cases.json").write_text(json.dumps([case]))
+        return main([str(tmp_path / "cases.json")])
+
+    right = {"exit": 0, "policy": [1, 0], "value": 0.5}
+    assert run({"exit": 2, "says": ["x"]}, right) == 0
+    assert run(right | {"policy": [0.9, 0.1]}) == 1
+    assert run(right | {"exit": 1}) == 1
+    assert run(right, never="policy") == 1
+    refused = ["nash", "{file}", "--as", "zero"]
+    assert run({"exit": 2, "says": ["invalid choice"]}, args=refused) == 0
+    assert run({"exit": 2, "says": ["no such words"]}, args=refused) == 1
+    assert "X1  : FAILED exit 2" in capsys.readouterr().out
+    assert main([str(tmp_path / "nothing.json")]) == 2

@@ -620,11 +620,26 @@ def test_a_function_does_not_change_the_gradient_mode() -> None:
     assert torch.is_grad_enabled()
 
 
-def test_a_function_may_return_bfloat16() -> None:
-    def halves(prompts: list, responses: list) -> torch.Tensor:
-        return torch.full((2, 4, 4), 0.5, dtype=torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_function_may_return_low_precision(dtype: torch.dtype) -> None:
+    """P and its complement are rounded each on its own; their mean is taken."""
+    expected = longer(PROMPTS, RESPONSES)
+    eps = torch.finfo(dtype).eps
 
-    assert (build_judge("callable", halves)(PROMPTS, RESPONSES) == 0.5).all()
+    def low(prompts: list, responses: list) -> torch.Tensor:
+        return torch.tensor(expected, dtype=dtype)
+
+    table = build_judge("callable", low)(PROMPTS, RESPONSES)
+    assert (table + table.swapaxes(-1, -2) == 1).all()
+    np.testing.assert_allclose(table, expected, atol=eps)
+    # More than rounding is refused, and full precision is held to its own.
+    for wrong in (
+        torch.tensor(0.9 * expected + 3 * eps, dtype=dtype),
+        0.9 * expected + 0.05 + 2e-6,
+    ):
+        judge = build_judge("callable", lambda prompts, responses, wrong=wrong: wrong)
+        with pytest.raises(JudgeError, match=r"P \+ P\^T is not 1"):
+            judge(PROMPTS, RESPONSES)
 
 
 def test_an_embedded_judge_is_found_by_name() -> None:

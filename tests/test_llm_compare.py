@@ -473,9 +473,9 @@ def test_whatever_else_stops_a_run_stops_the_comparison(tmp_path, monkeypatch, c
     def stopped_before(config, console):
         raise KeyboardInterrupt
 
-    for function in (stopped, stopped_before):
+    for function, code in ((stopped, 1), (stopped_before, 130)):
         monkeypatch.setattr(comparing, "run_training", function)
-        assert main([*BASE, "--recipes", "sppo", f"output_dir={tmp_path / 'c'}"]) == 1
+        assert main([*BASE, "--recipes", "sppo", f"output_dir={tmp_path / 'c'}"]) == code
         assert capsys.readouterr().err.splitlines()[-1].startswith("error: interrupted")
 
 

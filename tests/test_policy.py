@@ -651,6 +651,24 @@ def test_pad_token_without_an_embedding(tmp_path: Path) -> None:
     assert policy.log_probs(COMPLETIONS, batch_size=4).isfinite().all()
 
 
+def test_stop_token_without_an_embedding(tmp_path: Path) -> None:
+    """As in the embedded game, whose responses end by their length."""
+    tokenizer = byte_tokenizer(pad=False)
+    rows = len(tokenizer)
+    tokenizer.add_special_tokens({"eos_token": "<late>", "pad_token": "<late>"})
+    settings = {"vocab_size": rows, "eos_token_id": None}
+    path = save_causal_lm(
+        tmp_path, tokenizer=tokenizer, generation={"eos_token_id": rows}, **settings
+    )
+    policy = load(path)
+    assert policy.stop_ids == (rows,)
+    assert policy.pad_token_id < rows
+    short = [PromptResponse(c.prompt_ids, [3, 4]) for c in COMPLETIONS]
+    alone = [policy.log_probs([c], batch_size=1) for c in short]
+    together = policy.log_probs([*short, *COMPLETIONS], batch_size=8)[: len(short)]
+    assert together.allclose(torch.cat(alone), atol=1e-5)  # of other sizes of matrix products
+
+
 def test_every_stop_token_of_the_checkpoint_is_known(tmp_path: Path) -> None:
     path = save_causal_lm(tmp_path, generation={"eos_token_id": [1, 7]})
     assert load(path).stop_ids == (1, 7)

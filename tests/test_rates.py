@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from games import PreferenceGame, SaddlePointGame, SkewGame, zoo
+from games import MatrixGame, PreferenceGame, SaddlePointGame, SkewGame, zoo
 from games.errors import InputError
 from solvers import get_rule, parse, solve
 from solvers.arrays import against
@@ -67,6 +68,26 @@ def test_the_largest_step_by_hand():
     assert theory_step(rule, zoo.rock_paper_scissors(), ref).eta == largest_step(
         rule, zoo.rock_paper_scissors(), ref
     )
+
+
+@pytest.mark.parametrize("size", [1e150, 1e160, 1e300])
+def test_steps_for_payoffs_whose_square_is_no_number(size: float):
+    """τm/L² where it is a number; else the no-regret step, which has the units of 1/payoff."""
+    game = MatrixGame(size * np.array([[3.0, -1, 2], [-2, 4, 1]]))
+    reference = np.log(np.full(2, 1 / 2)), np.log(np.full(3, 1 / 3))
+    rule = get_rule("mmd", tau=0.1)
+    if size < 1e155:
+        expected = 0.1 / (3 * size) / (3 * size)  # L = (4 + 2)/2 of that size
+        assert largest_step(rule, game, reference) == pytest.approx(expected)
+    else:
+        with pytest.raises(InputError, match=r"too small to compute with at τ = 0.1"):
+            largest_step(rule, game, reference)
+        step = with_step_size(rule, game, reference, 100).eta
+        assert step == pytest.approx(no_regret_step(game, 100))
+        for solution in (solve(game, "mmd", tau=0.1, steps=100), solve(game, "mpo", steps=100)):
+            assert solution.status in ("max_steps", "converged")
+    # A step that is too large for the theorem has no rate.
+    assert predicted_rate(replace(rule, eta=1.0), game, reference) is None
 
 
 def test_no_largest_step_without_strong_convexity_or_payoffs():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -10,17 +11,20 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from games.errors import InputError
+from games.startup import Stop
 from llm import load_config, run_training
 from llm.policy import fitting
 from llm.policy.fitting import check_losses
-from llm.policy.interrupts import Stop, check_interrupted, interruptible
+from llm.policy.interrupts import check_interrupted, interruptible
 from llm.run.lifecycle import Interrupted
+from llm.sampling.responses import with_answers
 from llm.train import main
 from tests.test_train import SMALL, adapter, run
 
@@ -110,6 +114,44 @@ def test_prompts_that_changed_under_a_run_are_refused(tmp_path: Path) -> None:
     assert (path / "final").is_dir()
 
 
+def test_prompts_that_changed_after_draws_of_the_opponent_are_refused(
+    tmp_path: Path, monkeypatch
+) -> None:
+    """Those of SPIN are stored before the responses that contain them."""
+    data = tmp_path / "data.jsonl"
+
+    def write(*prompts: str) -> None:
+        rows = [{"prompt": prompt, "answer": "ab"} for prompt in prompts]
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    words = ["rule=spin", "rule_options={memory: 2}", "fit=logistic", "eta=1", "judge.kind=none"]
+    words += ["regularizer=null", "tau=null", "data.answer=answer", f"data.path={data}"]
+    words += ["data.prompts_per_iteration=4", "data.shuffle=false", "train.batch_size=4"]
+    words += ["train.micro_batch_size=4", "iterations=2", "samples_per_prompt=2"]
+    write("ab", "ba", "aab", "bba")
+    with monkeypatch.context() as patched:
+        patched.setattr("llm.sources.demonstrations.with_answers", interrupt_in_second)
+        with pytest.raises(Interrupted):
+            run(tmp_path / "run", *words)
+    assert list((tmp_path / "run").glob("iterations/001/drawn/001/*.jsonl"))
+    for stage in ("reference", "iterations/*/evaluation", "iterations/*/responses"):
+        for directory in (tmp_path / "run").glob(stage):
+            shutil.rmtree(directory)
+    write("ab", "ba", "aab", "bb")
+    with pytest.raises(InputError, match=r"drawn/00\d/.* has the prompt 'bba', now it is 'bb'"):
+        run(tmp_path / "run", *words)
+    write("ab", "ba", "aab", "bba")
+    run(tmp_path / "run", *words)
+    assert (tmp_path / "run" / "final").is_dir()
+
+
+def interrupt_in_second(prompts, drawn, _count=iter((False, True))):  # noqa: B008 - one test
+    """`with_answers`, of the first iteration only."""
+    if next(_count):
+        raise KeyboardInterrupt
+    return with_answers(prompts, drawn)
+
+
 # --- damaged pieces -------------------------------------------------------------------------------
 
 
@@ -127,7 +169,7 @@ def not_text(path: Path) -> None:
 
 def another_digit(path: Path) -> None:
     text = path.read_text()
-    changed = re.sub(r"\d(?=[\],])", lambda digit: str((int(digit[0]) + 1) % 10), text, count=1)
+    changed = re.sub(r"(?<=[ \[])\d", lambda digit: str((int(digit[0]) + 1) % 10), text, count=1)
     assert json.loads(changed.splitlines()[0]) != json.loads(text.splitlines()[0])
     path.write_text(changed)
 
@@ -137,7 +179,12 @@ def a_directory(path: Path) -> None:
     path.mkdir()
 
 
-@pytest.mark.parametrize("damage", [cut, empty, not_text, another_digit, a_directory])
+def a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize("damage", [cut, empty, not_text, another_digit, a_directory, a_pipe])
 def test_a_damaged_chunk_is_computed_again(tmp_path: Path, three: Path, damage) -> None:
     """Of any stage: the iteration then ends in the same adapter."""
     path = tmp_path / "run"
@@ -146,6 +193,8 @@ def test_a_damaged_chunk_is_computed_again(tmp_path: Path, three: Path, damage) 
     shutil.rmtree(path / "iterations" / "002" / "adapter")
     for stage in ("responses", "preferences"):
         damage(path / "iterations" / "002" / stage / "00001.jsonl")
+        if damage is not another_digit:  # the hash is of text
+            damage(path / "iterations" / "002" / stage / "00002.sha256")
     run(path, "iterations=3")
     assert adapter(path) == adapter(three)
 
@@ -167,10 +216,48 @@ def test_a_damaged_adapter_or_table_is_named_with_what_to_do(tmp_path: Path, thr
     cut(path / "metrics.jsonl")
     with pytest.raises(InputError, match=r"metrics.jsonl:1: is damaged"):
         run(path, "iterations=3")
+    (path / "metrics.sha256").unlink()
     for text in ("", '{"iteration": "0"}\n'):  # nothing of it, or no number
         (path / "metrics.jsonl").write_text(text)
         with pytest.raises(InputError, match=r"metrics.jsonl.* is damaged"):
             run(path, "iterations=3")
+
+
+def no_object(path: Path) -> None:
+    path.write_text("[]")
+
+
+@pytest.mark.parametrize("name", ["used.json", "losses.json", "metrics.jsonl"])
+@pytest.mark.parametrize("damage", [Path.unlink, no_object, another_digit, a_directory])
+def test_damaged_numbers_of_an_iteration_are_named(
+    tmp_path: Path, three: Path, name: str, damage
+) -> None:
+    """They would be shown, and counted for budgets, without a word."""
+    path = tmp_path / "run"
+    shutil.copytree(three, path)
+    shutil.rmtree(path / "final")
+    lines = (path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (path / "metrics.jsonl").write_text("".join(lines[:3]))  # π_3 is not measured yet
+    file = path / name if name == "metrics.jsonl" else path / "iterations" / "002" / name
+    damage(file)
+    with pytest.raises((InputError, Interrupted), match=rf"{name}.* is damaged"):
+        run(path, "iterations=3")
+
+
+@pytest.mark.parametrize("where", ["iterations", "iterations/002", "iterations/002/responses"])
+def test_a_file_in_place_of_a_directory_is_named(tmp_path: Path, three: Path, where: str) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(three, path)
+    for part in ("final", where):
+        shutil.rmtree(path / part)
+    shutil.rmtree(path / "iterations" / "002" / "adapter", ignore_errors=True)
+    (path / where).write_text("x")
+    said = f"{path / where} is damaged (.*); delete it; the same command continues"
+    with pytest.raises(Interrupted, match=said):
+        run(path, "iterations=3")
+    (path / where).unlink()
+    run(path, "iterations=3")
+    assert adapter(path) == adapter(three)
 
 
 def flip(path: Path) -> None:
@@ -255,7 +342,11 @@ def test_a_signal_stops_a_run_in_one_line(
     path = tmp_path / "run"
     words = [*SMALL, "iterations=3", f"output_dir={path}"]
     process = subprocess.Popen(
-        command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(*words),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=hear,
     )
     while not (path / "iterations" / "000" / "trainer").exists():
         assert process.poll() is None, process.communicate()
@@ -268,6 +359,31 @@ def test_a_signal_stops_a_run_in_one_line(
     assert "stopped: interrupted" in (path / "run.log").read_text()
     run(path, "iterations=3")
     assert adapter(path) == adapter(three)
+
+
+@pytest.mark.parametrize("module", ["solvers", "llm.train", "llm.compare"])
+def test_ctrl_c_during_the_imports_is_one_line(tmp_path: Path, module: str) -> None:
+    (tmp_path / "numpy.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+    done = subprocess.run(
+        [sys.executable, "-m", module],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+        preexec_fn=hear,
+    )
+    assert (done.returncode, done.stderr) == (130, "error: interrupted\n")
+
+
+def hear() -> None:
+    """Background jobs of a shell ignore SIGINT, and so do the processes that they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def test_a_signal_before_the_run_has_the_exit_code_of_shells(monkeypatch, capsys) -> None:
+    monkeypatch.setattr("llm.train.find_run", lambda config: signal.raise_signal(signal.SIGINT))
+    assert main(["--config", "embedded-game"]) == 130
+    assert capsys.readouterr().err == "error: interrupted before the run was started\n"
 
 
 def test_a_signal_during_the_fit_leaves_a_checkpoint(tmp_path: Path, monkeypatch) -> None:
@@ -334,6 +450,25 @@ def test_a_learning_rate_that_is_too_large_stops_the_run(tmp_path: Path, rate: f
     assert not (tmp_path / "run" / "iterations" / "000" / "adapter").exists()
 
 
+def test_a_gradient_that_is_no_number_in_the_last_step_is_noticed(
+    tmp_path: Path, monkeypatch
+) -> None:
+    """No loss is computed with the weights that it leaves."""
+    genuine, calls = fitting.batch_loss, itertools.count(1)
+
+    def loss(model, batch, *rest):
+        value = genuine(model, batch, *rest)
+        if next(calls) == 8:  # four steps of two micro-batches
+            weight = next(p for p in model.parameters() if p.requires_grad)
+            value = value + (0 * weight.sum()).sqrt()  # 0, with a derivative of 0 times infinity
+        return value
+
+    monkeypatch.setattr(fitting, "batch_loss", loss)
+    with pytest.raises(Interrupted, match=r"weights became NaN .* last step; lower eta"):
+        run(tmp_path / "run")
+    assert not (tmp_path / "run" / "iterations" / "000" / "adapter").exists()
+
+
 # --- streams --------------------------------------------------------------------------------------
 
 
@@ -363,10 +498,36 @@ def test_an_unknown_option_is_one_line(capsys) -> None:
 
 
 def test_a_signal_whose_exception_is_lost_stops_the_run_all_the_same() -> None:
-    """As in a callback or finalizer."""
+    """As in libraries that catch every exception."""
     with interruptible():
         with suppress(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(Stop):
             check_interrupted()
     check_interrupted()  # the next run does not remember it
+
+
+def test_a_signal_in_a_callback_is_raised_again() -> None:
+    """Python ignores exceptions there, and prints them with their traceback."""
+
+    class Thing:
+        pass
+
+    with interruptible():
+        thing = Thing()
+        reference = weakref.ref(thing, lambda dead: signal.raise_signal(signal.SIGTERM))
+        del thing
+        with pytest.raises(Stop):
+            time.sleep(10)
+        assert reference() is None
+
+
+def test_ignored_signals_stay_ignored() -> None:
+    """Those of nohup: a run goes on after its terminal is closed."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interruptible():
+            signal.raise_signal(signal.SIGHUP)
+            check_interrupted()
+    finally:
+        signal.signal(signal.SIGHUP, before)

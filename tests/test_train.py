@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import io
 import json
 import math
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -29,6 +31,7 @@ from llm import load_config
 from llm.config.loading import shipped_configs
 from llm.config.schema import ModelConfig
 from llm.data.examples import Prompt
+from llm.data.prompts import PromptSet
 from llm.embedded import HERE, game
 from llm.evaluation.metrics import METRICS, Evaluation, measure_all
 from llm.judges.build import build_judge
@@ -36,7 +39,9 @@ from llm.judges.stored import judge_responses
 from llm.policy import fitting
 from llm.policy.log_probs import PromptResponse
 from llm.policy.model import Policy
+from llm.run.checks import check_settings
 from llm.run.lifecycle import Interrupted
+from llm.run.plan import Uses, time_of
 from llm.run.setup import rule_and_fit, target_lines
 from llm.sampling import transformers_engine
 from llm.sampling.responses import Responses
@@ -131,6 +136,7 @@ def test_a_run_directory_has_all_its_parts(whole: Path) -> None:
     assert sorted(p.name for p in here.iterdir()) == [
         "adapter",
         "losses.json",
+        "effective_step.json",
         "preferences",
         "responses",
         "used.json",
@@ -210,6 +216,20 @@ def test_a_dry_run_knows_the_time_from_a_run_beside_it(whole: Path, capsys) -> N
     words = ["--config", "embedded-game", "--dry-run", f"output_dir={whole.with_name('next')}"]
     assert main(words) == 0
     assert f"at the rates of {whole}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["provenance.json", "config.yaml", "metrics.jsonl"])
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"starts": [], "model": 1}', "\0"])
+def test_a_damaged_run_beside_it_does_not_matter(
+    whole: Path, tmp_path: Path, name: str, content: str
+) -> None:
+    for part in ("provenance.json", "config.yaml", "metrics.jsonl"):
+        (tmp_path / "other").mkdir(exist_ok=True)
+        shutil.copy(whole / part, tmp_path / "other")
+    (tmp_path / "other" / name).write_text(content)
+    config = load_config("embedded-game", [f"output_dir={tmp_path / 'run'}"])
+    uses = Uses(**dict.fromkeys([field.name for field in dataclasses.fields(Uses)], 0))
+    assert time_of(config, PromptSet(((),), (), 0), uses).startswith("unknown")
 
 
 def test_a_finished_run_is_shown_and_left_alone(whole: Path, capsys) -> None:
@@ -653,6 +673,39 @@ def test_a_full_disk_stops_the_run_in_one_line(tmp_path: Path, monkeypatch) -> N
     run(tmp_path / "run")
 
 
+@pytest.mark.parametrize("size", [1_000, 20_000, 100_000])
+def test_a_limit_on_the_size_of_files_stops_the_run_in_one_line(
+    tmp_path: Path, monkeypatch, size: int
+) -> None:
+    """Of any file: what is logged, chunks, adapters by safetensors, optimizers by torch."""
+    path = tmp_path / "run"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    action = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as Python does at its start
+    console = Console(file=io.StringIO(), width=200)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())  # pytest's is a file, too
+    config = load_config("embedded-game", [*SMALL, f"output_dir={path}"])
+    check_settings(config)  # writes temporary files, once in a process
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        with pytest.raises(Interrupted, match=r"larger than allowed.* the same command continues"):
+            train(config, console)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, action)
+    run(path)
+    assert (path / "final").is_dir()
+
+
+def test_a_full_temporary_directory_is_not_a_wrong_setting(monkeypatch) -> None:
+    def full(*args, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("llm.run.checks._tried", set())
+    monkeypatch.setattr("llm.run.checks.FitTrainer", full)
+    with pytest.raises(InputError, match=r"temporary files cannot be written .* set TMPDIR"):
+        check_settings(GAME)
+
+
 def test_a_loss_that_explodes_stops_the_run_before_its_adapter_is_kept(tmp_path: Path) -> None:
     with pytest.raises(Interrupted, match=r"lower eta or train\.learning_rate"):
         run(tmp_path / "run", "train.learning_rate=1e30", "train.max_grad_norm=0")
@@ -708,6 +761,16 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, capsys, word: str, s
     assert lines[-1].startswith("error: ")
     assert code == 2
     assert not path.exists()
+
+
+def test_tokens_without_an_embedding_are_named_with_their_row(tmp_path: Path, capsys) -> None:
+    """The game's model has none for </s>, which a text may spell."""
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"prompt": "ab"}\n{"prompt": "a</s>"}\n')
+    words = ["--config", "embedded-game", f"data.path={data}", "--dry-run"]
+    assert main([*words, f"output_dir={tmp_path / 'run'}"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "data.jsonl:2: '</s>' is a token without an embedding (id 5 of 5)" in said
 
 
 def test_an_adapter_of_another_base_model_is_refused(whole: Path, tmp_path: Path, capsys) -> None:

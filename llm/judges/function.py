@@ -21,7 +21,7 @@ class FunctionJudge:
 
     `prompts` is a list of B strings or lists of chat messages, `responses` a list of B lists of K
     strings. The result (an array, a tensor or nested lists) must be in [0, 1] with P + P^T = 1 to
-    1e-6. Raises InputError if the function cannot be imported.
+    1e-6, or to the rounding of its dtype. Raises InputError if the function cannot be imported.
     """
 
     preferences: ClassVar[Sequence[str]] = ("general",)

@@ -10,6 +10,8 @@ import torch
 
 # With fewer pairs of different responses, equal values for all of them may be a coincidence.
 FEWEST_PAIRS = 6
+# Admits tables computed in float32, as in games.PreferenceGame.
+TOLERANCE = 1e-6
 
 
 class JudgeError(RuntimeError):
@@ -43,8 +45,10 @@ def complementary(values: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
     """(B, K, K) -> (B, K, K) float64: a judge's table, checked, with P + P^T = 1 made exact.
 
     Raises:
-        JudgeError: not numbers, wrong shape, NaN, outside [0, 1], or |P + P^T - 1| > 1e-6.
+        JudgeError: not numbers, wrong shape, NaN, outside [0, 1], or |P + P^T - 1| > 1e-6 (two
+            units of rounding at 1 where the table has a dtype of less precision).
     """
+    allowed = max(TOLERANCE, 2 * _precision(values))
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu().double()  # numpy has no bfloat16
     try:
@@ -66,12 +70,19 @@ def complementary(values: Any, shape: tuple[int, ...], name: str) -> np.ndarray:
             "their sigmoid)"
         )
     transposed = table.swapaxes(-1, -2)
-    # The tolerance admits tables computed in float32, as in games.PreferenceGame.
-    if np.abs(table + transposed - 1).max(initial=0) > 1e-6:
+    if np.abs(table + transposed - 1).max(initial=0) > allowed:
         raise JudgeError(
             f"judge {name}: P + P^T is not 1; return (P + 1 - P^T) / 2, the average of both orders"
         )
     return exact(0.5 + (table - transposed) / 2)
+
+
+def _precision(values: Any) -> float:
+    """The distance from 1 to the next number of a table's dtype; 0 for other values."""
+    if isinstance(values, torch.Tensor):
+        return torch.finfo(values.dtype).eps if values.dtype.is_floating_point else 0.0
+    floats = isinstance(values, np.ndarray) and np.issubdtype(values.dtype, np.floating)
+    return float(np.finfo(values.dtype).eps) if floats else 0.0
 
 
 def exact(preferences: np.ndarray) -> np.ndarray:

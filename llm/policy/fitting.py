@@ -22,8 +22,9 @@ from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from games.errors import InputError
+from games.startup import Stop
 from llm.config.schema import FittingConfig, GFlowNetConfig
-from llm.policy.interrupts import Stop, deferred
+from llm.policy.interrupts import deferred
 from llm.policy.log_probs import PromptResponse, collate, sequence_log_probs
 from llm.policy.model import Policy
 from llm.storage.chunks import World
@@ -33,6 +34,7 @@ from solvers.fits import Fit, Items, direct_forward_kl
 
 # A loss this many times larger than at the start of an iteration, where π_θ = π_t, has diverged.
 DIVERGED = 1000
+LOWER = "lower eta or train.learning_rate, or use fit=proximal"
 COMPLETE = "whole"  # file in a Trainer checkpoint, written last
 
 
@@ -289,7 +291,18 @@ def fit_policy(
         raise Stop
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     check_losses(losses, start)
+    check_weights(policy.model)
     return losses
+
+
+def check_weights(model: torch.nn.Module) -> None:
+    """Raises FloatingPointError if trained weights are not finite.
+
+    No loss shows what the last step did. A large gradient alone does no harm: it is clipped, and
+    Adam's steps do not depend on its size.
+    """
+    if not all(p.isfinite().all() for p in model.parameters() if p.requires_grad):
+        raise FloatingPointError(f"the weights became NaN or infinite at the last step; {LOWER}")
 
 
 def check_losses(losses: Sequence[float], start: float) -> None:
@@ -302,7 +315,4 @@ def check_losses(losses: Sequence[float], start: float) -> None:
         if grown or not math.isfinite(loss):
             growth = f"grew from {start:.3g} to {loss:.3g}"
             found = growth if grown and math.isfinite(loss) else "became NaN or infinite"
-            raise FloatingPointError(
-                f"the loss {found} at step {step} of the iteration; lower eta or "
-                "train.learning_rate, or use fit=proximal"
-            )
+            raise FloatingPointError(f"the loss {found} at step {step} of the iteration; {LOWER}")

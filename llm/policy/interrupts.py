@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+import _thread
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
+
+from games.startup import Stop
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+RESEND = 0.05  # seconds until a signal whose exception was lost is raised again
 Handler = Callable[[int, FrameType | None], object]
-
-
-class Stop(KeyboardInterrupt):
-    """What a signal raises.
-
-    Not KeyboardInterrupt itself: where a library imports modules from C, the interpreter takes note
-    of that one, and ends with the signal's exit code although it was caught.
-    """
 
 
 _received = False
@@ -25,27 +23,42 @@ _received = False
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Inside, SIGINT, SIGTERM and SIGHUP raise `Stop`."""
+    """Inside, SIGINT, SIGTERM and SIGHUP raise `Stop`.
+
+    One that arrives in a callback or finalizer, whose exceptions are ignored, is raised again.
+    """
     global _received
     _received = False
+    last, report = signal.SIGINT, sys.unraisablehook
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         global _received
-        _received = True
+        nonlocal last
+        _received, last = True, signal.Signals(number)
         raise Stop
+
+    def again() -> None:
+        if _received:
+            _thread.interrupt_main(last)
+
+    def ignored(found: Any) -> None:
+        if isinstance(found.exc_value, Stop):
+            threading.Timer(RESEND, again).start()
+        else:
+            report(found)
 
     try:
         with _handled(interrupt):
+            sys.unraisablehook = ignored
             yield
     finally:
-        _received = False
+        _received, sys.unraisablehook = False, report
 
 
 def check_interrupted() -> None:
     """Raises `Stop` if there was a signal inside `interruptible`.
 
-    The exception of a signal is lost where it arrives in a callback or finalizer, whose exceptions
-    are ignored.
+    Some libraries catch all exceptions, the one of a signal among them.
     """
     if _received:
         raise Stop
@@ -74,11 +87,13 @@ def deferred(enabled: bool = True) -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def _handled(handler: Handler) -> Iterator[None]:
-    """Handles SIGNALS inside; only the main thread can."""
+    """Handles those of SIGNALS that are not ignored; only the main thread can."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    # nohup and background jobs of a shell ignore signals, and shall go on so.
+    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in heard}
     try:
         yield
     finally:

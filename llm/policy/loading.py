@@ -215,7 +215,7 @@ def stop_token_ids(model, tokenizer, path: str | Path) -> tuple[int, ...]:
     """Tokens that end a response: the tokenizer's EOS and those of generation_config.json."""
     named = model.generation_config.eos_token_id
     each = named if isinstance(named, list | tuple) else [] if named is None else [named]
-    if not all(isinstance(id, int) for id in each):
+    if not all(isinstance(id, int) and id >= 0 for id in each):
         raise InputError(
             f"model.path={path}: eos_token_id={named!r} in its generation_config.json is not a "
             "token id; correct it"
@@ -248,7 +248,7 @@ def padding_token_id(model, tokenizer, stop_ids: tuple[int, ...], path: str) -> 
     if pad is not None and pad < rows:
         return pad
     logger.info("model.path=%s has no PAD token: EOS is used for padding", path)
-    return stop_ids[0]
+    return next((token for token in stop_ids if token < rows), 0)
 
 
 def fingerprint_of(path: str) -> str:

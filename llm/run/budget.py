@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ from games.errors import InputError
 from llm.config.schema import BudgetConfig
 from llm.sources.stages import USED
 from llm.storage.directory import RunDirectory
-from llm.storage.files import DAMAGED, read_json, write_text
+from llm.storage.files import DAMAGED, read_record, write_record
 
 
 @dataclass(frozen=True)
@@ -22,17 +21,17 @@ class Budget:
 
     def record(self, t: int, used: Mapping[str, int]) -> None:
         """Stores what iteration t has used."""
-        write_text(self.run.iteration(t) / "used.json", json.dumps(used) + "\n")
+        write_record(self.run.iteration(t) / "used.json", used)
 
     def used_before(self, t: int) -> dict[str, int]:
         """Tokens sampled and pairs compared for training in iterations 0, …, t − 1."""
         used = [self._used_in(u) for u in range(t)]
-        return {what: sum(each.get(what, 0) for each in used) for what in USED}
+        return {what: sum(each[what] for each in used) for what in USED}
 
     def _used_in(self, t: int) -> dict[str, int]:
         path = self.run.iteration(t) / "used.json"
-        used = read_json(path, {})
-        if not isinstance(used, dict) or not all(isinstance(n, int) for n in used.values()):
+        used = read_record(path)
+        if not isinstance(used, dict) or not all(isinstance(used.get(what), int) for what in USED):
             raise InputError(f"{path}: {DAMAGED}")
         return used
 

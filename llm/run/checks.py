@@ -25,6 +25,7 @@ from llm.config.schema import FittingConfig, TrainConfig
 from llm.policy.devices import named_device
 from llm.policy.fitting import FitTrainer, training_arguments
 from llm.storage.chunks import World
+from llm.storage.files import is_disk_error
 
 # Arguments of the Trainer that a run sets itself, and those that would publish its checkpoints.
 RESERVED = ("output_dir", "num_train_epochs", "push_to_hub", "resume_from_checkpoint")
@@ -70,6 +71,11 @@ def check_training(settings: FittingConfig, seed: int, on_cpu: bool) -> None:
     if error is None:
         _tried.add(key)
         return
+    if is_disk_error(error):
+        raise InputError(
+            f"{tempfile.gettempdir()}: temporary files cannot be written there (the disk is full, "
+            "or a file larger than allowed); free some space, or set TMPDIR"
+        ) from error
     if isinstance(error, InputError) and str(error).startswith("train."):
         raise error
     reason = " ".join(f"{type(error).__name__}: {error}".split())

@@ -43,7 +43,7 @@ from llm.sources.base import Source, TooFewItems
 from llm.sources.stages import JUDGING_SETTINGS
 from llm.storage.chunks import Work, World
 from llm.storage.directory import RunDirectory, check_writable, next_free
-from llm.storage.files import Record, read_json
+from llm.storage.files import Record, read_record
 from solvers import outputs
 
 START = "start"
@@ -104,7 +104,7 @@ class Entry:
 
     def _steps(self) -> int:
         each = (self.run.iteration(t) / "losses.json" for t in range(self.iterations))
-        return sum(len(read_json(losses, [])) for losses in each)
+        return sum(len(read_record(losses)) for losses in each)
 
     def record(self) -> Record:
         """Its entry in comparison.json, except for what depends on the other recipes."""

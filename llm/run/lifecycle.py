@@ -7,19 +7,27 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from games.errors import InputError
 from games.printable import printable
+from games.startup import INTERRUPTED
 from llm.config.schema import TrainConfig
 from llm.policy.interrupts import interruptible
 from llm.storage.chunks import World
 from llm.storage.directory import RunDirectory
+from llm.storage.files import is_disk_error
 from solvers.console import forget_output, output_stopped, prepare_streams, unexpected
 
 if TYPE_CHECKING:
     from llm.evaluation.report import Report
+
+# A file where a directory should be, or a directory, a link, or a file that was not expected.
+NOT_THE_KIND = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP}
+
+DISK = "the disk is full, or a file larger than allowed: free some space"
 
 logger = logging.getLogger("llm.train")
 
@@ -37,8 +45,19 @@ def started(run: RunDirectory, config: TrainConfig, world: World, report: Report
     from llm.storage.provenance import provenance
 
     locked = run.started(config, provenance()) if world.is_main else nullcontext()
-    with locked, _logged(run, world), resumable(run), report.progress:
+    with _disk_errors(run), locked, _logged(run, world), resumable(run), report.progress:
         yield
+
+
+@contextmanager
+def _disk_errors(run: RunDirectory) -> Iterator[None]:
+    """Turns a full disk into Interrupted, also where the run has only its lock."""
+    try:
+        yield
+    except OSError as error:
+        if is_disk_error(error):
+            raise _stopped(run, DISK) from error
+        raise
 
 
 @contextmanager
@@ -61,11 +80,23 @@ def resumable(run: RunDirectory) -> Iterator[None]:
             raise _stopped(run, "standard output was closed") from error
         raise _stopped(run, f"SystemExit: some code called sys.exit({error.code!r})") from error
     except Exception as error:
-        # safetensors and torch raise errors of their own when the disk is full.
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        if full or "No space left" in str(error):
-            raise _stopped(run, "the disk is full: free some space") from error
+        if is_disk_error(error):
+            raise _stopped(run, DISK) from error
+        if isinstance(error, OSError) and (reason := _file_error(run, error)):
+            raise _stopped(run, reason) from error
         raise
+
+
+def _file_error(run: RunDirectory, error: OSError) -> str | None:
+    """One line on an error of the file system; None if it is not about a file of the run."""
+    path = Path(os.fsdecode(error.filename2 or error.filename or ""))  # the target of a rename
+    if not path.is_relative_to(run.path):
+        return None
+    if error.errno not in NOT_THE_KIND:
+        return f"{path}: {error.strerror}"
+    inside = [p for p in reversed(path.parents) if p.is_relative_to(run.path)]
+    wrong = next((p for p in inside if not p.is_dir()), path)
+    return f"{wrong} is damaged ({error.strerror}); delete it"
 
 
 def _stopped(run: RunDirectory, why: str) -> Interrupted:
@@ -78,7 +109,7 @@ def _logged(run: RunDirectory, world: World) -> Iterator[None]:
     if not world.is_main:
         yield
         return
-    handler = logging.FileHandler(run.path / "run.log", encoding="utf-8")
+    handler = _LogFile(run.path / "run.log", encoding="utf-8")
     handler.setFormatter(_Printable("%(asctime)s %(levelname)s %(message)s"))
     package = logging.getLogger("llm")
     level = package.level
@@ -93,6 +124,18 @@ def _logged(run: RunDirectory, world: World) -> Iterator[None]:
         package.removeHandler(handler)
         package.setLevel(level)
         handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    """A file that may be incomplete: where the disk is full, what is logged is lost."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Says nothing: the run itself stops in one line."""
+
+    def close(self) -> None:
+        """Closes the file, whatever is left to write."""
+        with suppress(OSError):
+            super().close()
 
 
 class _Printable(logging.Formatter):
@@ -119,7 +162,7 @@ def exit_code(command: Callable[[], int]) -> int:
     """Runs a command; what it raises becomes one line on standard error and an exit code.
 
     2: invalid input, nothing is lost. 1: the run stopped, and the same command continues it. 70: an
-    unexpected error, whose traceback is in a file.
+    unexpected error, whose traceback is in a file. 130: interrupted before there was a run.
     """
     try:
         with interruptible():
@@ -129,7 +172,7 @@ def exit_code(command: Callable[[], int]) -> int:
     except Interrupted as error:
         return _fail(str(error), 1)
     except KeyboardInterrupt:
-        return _fail("interrupted before the run was started", 1)
+        return _fail("interrupted before the run was started", INTERRUPTED)
     except Exception as error:
         if isinstance(error, OSError) and output_stopped(error):
             forget_output()

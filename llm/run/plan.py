@@ -6,6 +6,7 @@ import heapq
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from llm.policy.model import Policy
 from llm.run.setup import check_batches, check_sampler, checked, encoded, shape_of, target_lines
 from llm.sources.base import Source
 from llm.storage.directory import find_run
-from llm.storage.files import read_json, read_rows
+from llm.storage.files import Record, read_json, read_rows
 from llm.storage.provenance import hardware
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -307,22 +308,37 @@ def time_of(config: TrainConfig, prompts: PromptSet, uses: Uses) -> str:
     """From the throughput of an earlier run of this model on the same hardware."""
     here = hardware()
     for metrics in Path(config.output_dir).parent.glob("*/metrics.jsonl"):
-        starts = read_json(metrics.parent / "provenance.json", {"starts": []})["starts"]
-        stored = metrics.parent / "config.yaml"
-        if not starts or not stored.is_file() or starts[-1]["hardware"] != here:
-            continue
-        old, rows = yaml.safe_load(stored.read_text(encoding="utf-8")), read_rows(metrics)
-        per_second = rows[-1].get("per_second", {}) if rows else {}
-        if old["model"]["path"] != config.model.path or "tokens trained" not in per_second:
-            continue
-        length = rows[-1]["length"]
-        prompt = sum(len(p.token_ids) for p in prompts.folds[0]) / len(prompts.folds[0])
-        amounts = {
-            "tokens sampled": uses.sampled * length,
-            "tokens scored": (2 * uses.log_probs + uses.past * uses.trained) * (length + prompt),
-            "comparisons": uses.comparisons,
-            "tokens trained": uses.trained * (length + prompt) * config.train.epochs,
-        }
-        seconds = sum(n / per_second[what] for what, n in amounts.items() if what in per_second)
-        return f"about {seconds:.0f} s an iteration, at the rates of {metrics.parent}"
+        found = None
+        # Whatever is wrong with another run does not concern this one.
+        with suppress(ValueError, LookupError, TypeError, AttributeError, OSError, yaml.YAMLError):
+            found = _rates_of(metrics.parent, config.model.path, here)
+        if found is not None:
+            took = _time_at(*found, config, prompts, uses)
+            return f"{took}, at the rates of {metrics.parent}"
     return "unknown: no earlier run of this model on this hardware next to output_dir"
+
+
+def _rates_of(run: Path, model: str, here: Record) -> tuple[dict[str, float], float] | None:
+    """Amounts per second and response length of a run of that model on this hardware."""
+    *_, last = read_json(run / "provenance.json", None)["starts"]
+    stored = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    *_, row = read_rows(run / "metrics.jsonl")
+    ours = last["hardware"] == here and stored["model"]["path"] == model
+    if not ours or "tokens trained" not in row["per_second"]:
+        return None
+    rates = {what: float(rate) for what, rate in row["per_second"].items()}
+    return {what: rate for what, rate in rates.items() if rate > 0}, float(row["length"])
+
+
+def _time_at(
+    per_second: dict[str, float], length: float, config: TrainConfig, prompts: PromptSet, uses: Uses
+) -> str:
+    prompt = sum(len(p.token_ids) for p in prompts.folds[0]) / len(prompts.folds[0])
+    amounts = {
+        "tokens sampled": uses.sampled * length,
+        "tokens scored": (2 * uses.log_probs + uses.past * uses.trained) * (length + prompt),
+        "comparisons": uses.comparisons,
+        "tokens trained": uses.trained * (length + prompt) * config.train.epochs,
+    }
+    seconds = sum(n / per_second[what] for what, n in amounts.items() if what in per_second)
+    return f"about {seconds:.0f} s an iteration"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import shutil
@@ -32,7 +31,7 @@ from llm.sources.base import TooFewItems
 from llm.sources.stages import EVALUATION, ORDER, REFERENCE, SAMPLING_SETTINGS, USED, Stages
 from llm.storage.chunks import World
 from llm.storage.directory import RunDirectory
-from llm.storage.files import Record, read_json, write_directory, write_text
+from llm.storage.files import Record, read_record, write_directory, write_record
 from solvers.effective_step import EffectiveStep, effective_step
 from solvers.fits import Items
 from solvers.plays import Plays
@@ -176,8 +175,8 @@ class Session:
         self.stages.count("tokens trained", int(tokens * share), time.perf_counter() - began)
         made = self._steps_made(responses, plays, update)
         if self.world.is_main:
-            write_text(here / "losses.json", json.dumps(losses) + "\n")
-            write_text(here / "effective_step.json", json.dumps(made) + "\n")
+            write_record(here / "losses.json", losses)
+            write_record(here / "effective_step.json", made)
             self.budget.record(t, self.stages.used)
             write_directory(here / "adapter", self.parts.policy.save_adapter)
             shutil.rmtree(here / "trainer", ignore_errors=True)
@@ -246,7 +245,7 @@ class Session:
     def _evaluation(self, t: int) -> Evaluation:
         """What the metrics of π_t are computed from. The policy is π_t."""
         exact, losses = self.parts.exact, self.run.iteration(t - 1) / "losses.json"
-        known = {"t": t, "losses": read_json(losses, []) if t else []}
+        known = {"t": t, "losses": read_record(losses) if t else []}
         known["used"] = self.budget.used_before(t)
         known["step"] = self._step_made(t)
         if isinstance(exact, EnumeratedGame):
@@ -266,7 +265,9 @@ class Session:
     def _step_made(self, t: int) -> StepMade:
         """The step to π_t; of the first one only what it should be at t = 0."""
         rule = self.parts.rule
-        steps = read_json(self.run.iteration(t - 1) / "effective_step.json", {}) if t else {}
+        stored = self.run.iteration(t - 1) / "effective_step.json"
+        # Iterations of earlier versions have none.
+        steps = read_record(stored) if t and stored.exists() else {}
         return StepMade(
             eta=rule.eta_at(max(t - 1, 0)),
             tau=rule.tau if rule.regularized else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -110,7 +111,10 @@ def checked(config: TrainConfig) -> tuple[Source, Fit, Examples]:
 
 
 def encoded(config: TrainConfig, policy: Policy, examples: Examples) -> PromptSet:
-    """The tokenized prompts and answers. Raises InputError if one exceeds the context."""
+    """The tokenized prompts and answers.
+
+    Raises InputError if one exceeds the context, or has a token without an embedding.
+    """
     rows = policy.model.get_input_embeddings().weight.shape[0]
     prompts = load_prompts(
         config.data,
@@ -121,7 +125,15 @@ def encoded(config: TrainConfig, policy: Policy, examples: Examples) -> PromptSe
         max_answer_tokens=config.sample.max_new_tokens,
         examples=examples,
     )
-    longest = max(len(p.token_ids) for fold in (*prompts.folds, prompts.held_out) for p in fold)
+    every = [prompt for fold in (*prompts.folds, prompts.held_out) for prompt in fold]
+    for prompt in every:
+        if (largest := max(chain(prompt.token_ids, *prompt.answers), default=0)) >= rows:
+            raise InputError(
+                f"{prompt.where}: {policy.tokenizer.convert_ids_to_tokens(largest)!r} is a token "
+                f"without an embedding (id {largest} of {rows}); remove it, or give the tokenizer "
+                "that belongs to the model"
+            )
+    longest = max(len(prompt.token_ids) for prompt in every)
     policy.check_length(longest, config.sample.max_new_tokens)
     return prompts
 

@@ -11,8 +11,9 @@ from llm.data.examples import Prompt
 from llm.data.prompts import PromptSet
 from llm.run.setup import evaluation_prompts
 from llm.sources.base import Source
+from llm.sources.stages import opponent_shares
 from llm.storage.directory import RunDirectory
-from llm.storage.files import read_rows, rows_are_intact
+from llm.storage.files import file_is_intact, read_rows
 
 
 def check_stored_prompts(
@@ -23,9 +24,9 @@ def check_stored_prompts(
     The content of `data.path` may have changed since the run was started.
     """
     for directory, asked in _stored(run, config, source, prompts):
-        for file in sorted(directory.glob("*.jsonl")):
+        for file in sorted(directory.glob("[0-9]*[0-9].jsonl")):
             first = int(file.stem) * config.chunk_size
-            if not rows_are_intact(file):  # the stage computes a damaged chunk again
+            if not file_is_intact(file):  # the stage computes a damaged chunk again
                 continue
             try:
                 rows = read_rows(file)
@@ -48,7 +49,13 @@ def _stored(
     yield run.path / "reference" / "evaluation", held_out
     for number, fold in enumerate(prompts.folds):
         yield run.path / "reference" / f"fold-{number}", fold
+    k = config.samples_per_prompt
     for t in range(len(list(run.path.glob("iterations/[0-9]*")))):
+        prompted = prompts.of_iteration(t, count)
+        if run.drawn(t, 0).parent.is_dir():
+            shares = opponent_shares(config, source.rule, t, len(prompted))
+            for s, places in shares.items():
+                yield run.drawn(t, s), [prompted[place // k] for place in places]
         asked = [p for u in source.pooled(t) for p in prompts.of_iteration(u, count)]
         yield run.iteration(t) / "responses", asked
         yield run.iteration(t) / "evaluation" / "responses", held_out

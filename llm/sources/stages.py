@@ -49,6 +49,19 @@ JUDGING_SETTINGS = "judge.batch_size, judge.max_length, or set judge.device=cpu"
 USED = ("tokens", "comparisons")  # what a budget counts
 
 
+def opponent_shares(
+    config: TrainConfig, rule: UpdateRule, u: int, prompts: int
+) -> dict[int, np.ndarray]:
+    """{iterate that the rule remembers: the samples b·K + k that iteration u draws from it}.
+
+    A seeded random permutation assigns equal shares.
+    """
+    remembered, count = rule.remembered(u), prompts * config.samples_per_prompt
+    order = np.random.default_rng((config.seed, SHARES, u)).permutation(count)
+    iterate = np.array(remembered)[order % len(remembered)]
+    return {s: np.flatnonzero(iterate == s) for s in sorted(set(remembered))}
+
+
 @dataclass
 class Stages:
     """What a run computes with its policy, engine and judge, stored in its directory.
@@ -100,18 +113,14 @@ class Stages:
     def draw_opponents(self, u: int, t: int, rule: UpdateRule) -> list[list[Record]]:
         """(B, K): draws for the prompts of iteration u, without log-probabilities.
 
-        Each is drawn from one of the iterates that the rule remembers at step u, which a seeded
-        random permutation assigns in equal shares. The policy is π_t before and after.
+        Each is drawn from one of the iterates that the rule remembers at step u, see
+        `opponent_shares`. The policy is π_t before and after.
         """
-        prompts, k = self.prompts(u), self.config.samples_per_prompt
-        remembered, seed = rule.remembered(u), self.config.seed
-        order = np.random.default_rng((seed, SHARES, u)).permutation(len(prompts) * k)
-        iterate = np.array(remembered)[order % len(remembered)]
-        drawn: list[Record] = [{}] * len(iterate)
-        for s in sorted(set(remembered)):
-            places = np.flatnonzero(iterate == s)
+        prompts, k, seed = self.prompts(u), self.config.samples_per_prompt, self.config.seed
+        drawn: list[Record] = [{}] * (len(prompts) * k)
+        for s, places in opponent_shares(self.config, rule, u, len(prompts)).items():
             with self._proposal(u, s, rule) as draw, self._sampling(len(places)) as work:
-                directory = self.run.iteration(u) / "drawn" / f"{s:03d}"
+                directory = self.run.drawn(u, s)
                 asked = [prompts[place // k] for place in places]
                 rows = draw_responses(work, directory, draw, asked, (seed, TRAINING, u, s))
             for place, row in zip(places, rows, strict=True):

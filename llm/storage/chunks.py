@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -18,9 +18,11 @@ from typing import Any, Protocol
 from games.errors import InputError
 from llm.storage.files import (
     Record,
+    file_is_intact,
+    hash_file,
+    is_there,
     read_rows,
-    remove_directory,
-    rows_are_intact,
+    remove,
     write_rows,
 )
 
@@ -100,18 +102,13 @@ class World:
 
 def _is_stored(path: Path, chunk: Chunk) -> bool:
     """Whether a chunk is stored completely; what is left of a damaged one is removed."""
-    if not path.exists() and not path.is_symlink():
-        return False
-    try:
-        if rows_are_intact(path) and len(read_rows(path)) == chunk.stop - chunk.start:
-            return True
-    except InputError:
-        pass
-    logger.warning("%s is damaged and computed again", path)
-    if path.is_dir() and not path.is_symlink():
-        remove_directory(path)
-    else:
-        path.unlink()
+    if is_there(path):
+        with suppress(InputError):
+            if file_is_intact(path) and len(read_rows(path)) == chunk.stop - chunk.start:
+                return True
+        logger.warning("%s is damaged and computed again", path)
+    for part in (path, hash_file(path)):
+        remove(part)
     return False
 
 

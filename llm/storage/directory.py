@@ -7,6 +7,7 @@
                      sampler/NNN/              the GFlowNet of iterate NNN mixed with μ
                      evaluation/               responses and preferences on held-out prompts
                      used.json losses.json     tokens and comparisons; the loss of each step
+                     effective_step.json       η and τ by which the policy moved
                      adapter/                  π_{t+1}, trained in this iteration
 
 Files and directories are written atomically, so that a path that exists is finished work. A chunk
@@ -20,7 +21,7 @@ import fcntl
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +33,11 @@ from llm.storage.files import (
     DAMAGED,
     TEMPORARY,
     Record,
+    hash_file,
+    hash_of,
     is_intact,
     read_json,
+    read_lines,
     read_rows,
     remove_directory,
     remove_temporary,
@@ -63,12 +67,18 @@ class RunDirectory:
         """The directory of iteration t = 0, 1, …"""
         return self.path / "iterations" / f"{t:03d}"
 
+    def drawn(self, t: int, s: int) -> Path:
+        """The draws of iterate s for iteration t."""
+        return self.iteration(t) / "drawn" / f"{s:03d}"
+
     def metrics(self) -> list[Record]:
-        """The lines of metrics.jsonl. Raises InputError for one without an iteration."""
+        """The lines of metrics.jsonl. Raises InputError for one that is damaged."""
         path = self.path / "metrics.jsonl"
         rows = read_rows(path)
+        hashes = read_lines(hash_file(path))
         for number, row in enumerate(rows, start=1):
-            if not isinstance(row.get("iteration"), int):
+            hashed = not hashes or _hashes([row]) == hashes[number - 1 : number]
+            if not hashed or not isinstance(row.get("iteration"), int):
                 raise InputError(f"{path}:{number}: {DAMAGED}")
         return rows
 
@@ -76,7 +86,10 @@ class RunDirectory:
         """Appends a line, unless that iteration has one already."""
         rows = self.metrics()
         if all(old["iteration"] != row["iteration"] for old in rows):
-            write_rows(self.path / "metrics.jsonl", [*rows, row])
+            path = self.path / "metrics.jsonl"
+            # A hash per line, first: those of lines that a kill left out do no harm.
+            write_text(hash_file(path), "".join(f"{line}\n" for line in _hashes([*rows, row])))
+            write_rows(path, [*rows, row])
 
     def adapter(self, s: int) -> Path:
         """The adapter of iterate π_s, s = 1, 2, …, trained in iteration s − 1."""
@@ -180,6 +193,10 @@ def find_run(config: TrainConfig) -> RunDirectory:
             f"{path / 'metrics.jsonl'}: has no line of iteration {lost[0]}, and {DAMAGED}"
         )
     return run
+
+
+def _hashes(rows: Sequence[Record]) -> list[str]:
+    return [hash_of(json.dumps(row)) for row in rows]
 
 
 def _has_content(path: Path) -> bool:

@@ -5,6 +5,7 @@ Directories carry checksums of their files, so that later damage is noticed.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -19,7 +20,30 @@ from games.errors import InputError
 Record = dict[str, Any]
 CHECKSUMS = "checksums.json"
 TEMPORARY = ".tmp"
+# What safetensors and torch say, which raise errors of their own: torch names the file of its C++
+# code in which writing an archive fails.
+DISK_ERRORS = (
+    "No space left",
+    "Disk quota exceeded",
+    "File too large",
+    "inline_container.cc",
+    "iostream error",
+)
 DAMAGED = "is damaged; restore the file, or start anew in another output_dir"
+
+
+def is_disk_error(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, says that a file could not be written in full.
+
+    The disk or a quota is full, or the file larger than allowed.
+    """
+    while error is not None:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return True
+        if any(text in str(error) for text in DISK_ERRORS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def write_text(path: Path, text: str) -> None:
@@ -71,12 +95,25 @@ def seal(directory: Path, name: str = CHECKSUMS) -> None:
             os.fsync(stream.fileno())
 
 
+def remove(path: Path) -> None:
+    """Removes whatever is there: a file, a link, a directory, or nothing."""
+    if path.is_dir() and not path.is_symlink():
+        remove_directory(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def is_there(path: Path) -> bool:
+    """Whether a path has an entry in its directory, also a link that leads nowhere."""
+    return os.path.lexists(path)
+
+
 def is_intact(directory: Path, name: str = CHECKSUMS) -> bool:
     """Whether all files of a sealed directory have their hashes.
 
     True without the file `name`: earlier versions wrote none.
     """
-    if not (directory / name).exists():
+    if not is_there(directory / name):
         return directory.is_dir()
     try:
         hashes = read_json(directory / name, {})
@@ -86,6 +123,8 @@ def is_intact(directory: Path, name: str = CHECKSUMS) -> bool:
 
 
 def _sha256(file: Path) -> str:
+    if not file.is_file():  # reading a pipe would wait for its writer
+        raise FileNotFoundError(file)
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -103,19 +142,53 @@ def remove_directory(path: Path) -> None:
 def write_rows(path: Path, rows: Iterable[Record], *, hashed: bool = False) -> None:
     """Writes JSON lines; floats are read back bit for bit.
 
-    `hashed`: with the hash of the file beside it, for `rows_are_intact`.
+    `hashed`: with the hash of the file beside it, for `file_is_intact`.
     """
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    if hashed:  # first: a hash without its file does no harm
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_suffix(".sha256").write_text(hashlib.sha256(text.encode()).hexdigest() + "\n")
+    if hashed:
+        _write_hash(path, hash_of(text))
     write_text(path, text)
 
 
-def rows_are_intact(path: Path) -> bool:
+def write_record(path: Path, value: Any) -> None:
+    """Writes a JSON value, with the hash of the file beside it."""
+    text = json.dumps(value) + "\n"
+    _write_hash(path, hash_of(text))
+    write_text(path, text)
+
+
+def read_record(path: Path) -> Any:
+    """Reads what `write_record` wrote. Raises InputError if it is damaged or not there."""
+    value = read_json(path, None)
+    if value is None or not file_is_intact(path):
+        raise InputError(f"{path}: {DAMAGED}")
+    return value
+
+
+def hash_of(text: str) -> str:
+    """SHA-256 of a text in UTF-8."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _write_hash(path: Path, digest: str) -> None:
+    """Before the file itself: a hash without its file does no harm."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    hash_file(path).write_text(digest + "\n", encoding="utf-8")
+
+
+def file_is_intact(path: Path) -> bool:
     """Whether a file has the hash beside it; True without one, as in earlier versions."""
-    hashed = path.with_suffix(".sha256")
-    return not hashed.exists() or (path.is_file() and hashed.read_text().strip() == _sha256(path))
+    if not is_there(hash_file(path)):
+        return True
+    try:
+        return _read_text(hash_file(path)).strip() == _sha256(path)
+    except (InputError, OSError):
+        return False
+
+
+def hash_file(path: Path) -> Path:
+    """Where the hash of a file is."""
+    return path.with_suffix(".sha256")
 
 
 def read_rows(path: Path) -> list[Record]:
@@ -123,7 +196,7 @@ def read_rows(path: Path) -> list[Record]:
 
     Raises InputError naming the line that is not a JSON object.
     """
-    if not path.exists():
+    if not is_there(path):
         return []
     rows = []
     # Split at "\n" only: responses may contain U+2028.
@@ -136,14 +209,21 @@ def read_rows(path: Path) -> list[Record]:
     return rows
 
 
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file; none if there is no file. Raises InputError."""
+    return _read_text(path).splitlines() if is_there(path) else []
+
+
 def read_json(path: Path, default: Any) -> Any:
     """The content of a JSON file; `default` if there is no file. Raises InputError."""
-    return _parsed(_read_text(path), str(path)) if path.exists() else default
+    return _parsed(_read_text(path), str(path)) if is_there(path) else default
 
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        if path.is_file():  # reading a pipe would wait for its writer
+            return path.read_text(encoding="utf-8")
+        raise InputError(f"{path}: {DAMAGED}")
     except (OSError, UnicodeDecodeError):
         raise InputError(f"{path}: {DAMAGED}") from None
 
