@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from games.errors import InputError
-from games.printable import printable
+from games.printable import one_line, printable
 from llm.config.schema import TrainConfig
 from llm.policy.interrupts import interruptible
 from llm.storage.chunks import World
@@ -139,5 +139,5 @@ def exit_code(command: Callable[[], int]) -> int:
 def _fail(message: str, code: int) -> int:
     """Prints the message, once for all processes."""
     if os.environ.get("RANK", "0") == "0":
-        print(f"error: {printable(message)}", file=sys.stderr)
+        print(f"error: {one_line(message)}", file=sys.stderr)
     return code

@@ -1,0 +1,384 @@
+"""Damaged, odd and hostile input: a command ends with a checked answer, or with one line.
+
+Four areas: files of tables, configurations, files of prompts and pairs, and run directories. An exit
+code of 0 is compared with what the test meant to ask for. NASHPLAY_FUZZ_EXAMPLES=N runs N random
+examples of each test instead of those that are always the same.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from games import load
+from solvers.__main__ import main as solvers
+from tests.fuzzing import Ended, campaign, ended, scratch
+
+pytestmark = pytest.mark.slow
+
+
+def strict(text: str) -> Any:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+characters = st.characters(exclude_categories=["Cs"], exclude_characters="\r\0")
+NAMES = ("ada", "Bob", "c 3", "Ω", "x-1", "model_a", "GPT 4", "l'été", "d,e", 'say "hi"', "f;g")
+NAMES += ("tab\there", "two\nlines", "\x1b[31mred", "‮evil", "Unnamed: 0", "nan", "100", "1.5", "# a")
+names = st.one_of(st.sampled_from(NAMES), st.text(characters, min_size=1, max_size=6))
+plain_names = st.sampled_from("abcdefgh")
+
+NUMBERS = ("0", "1", "-1", "2.5", "-0.75", "1e-3", "-3E+2", "+4", ".5", "5.", "007", "1e300", "5e-324")
+NUMBERS += ("-1e12", "1e12", "123456789.123456789", "-0", "1e-12")
+NOT_NUMBERS = ("nan", "inf", "-inf", "1e999", "", "x", "--", "1,5", "0x10", "∞", "1 2", "1/2", "½")
+NOT_NUMBERS += ("NaN%", "%", "TRUE", "None", "1e", "\ud800", "\0", "1" * 400 + "x", "\x1b[2J", "£3")
+
+
+@dataclass
+class Table:
+    """What a test means to write: cells, labels, and the payoffs (..., m, n) that they mean."""
+
+    kind: str
+    cells: list[list[str]]
+    payoff: np.ndarray
+    rows: list[str] | None = None
+    columns: list[str] | None = None
+    words: list[str] = field(default_factory=list)
+
+
+@st.composite
+def tables(draw, plain: bool = False) -> Table:
+    """Tables of each kind with their payoffs; `plain`: with numbers and labels as most have them."""
+    kind = draw(st.sampled_from(["preference", "skew", "wins", "zero_sum"]))
+    m = draw(st.integers(2, 5))
+    n = draw(st.integers(2, 5)) if kind == "zero_sum" else m
+    words = ["--as", kind]
+    if kind in ("zero_sum", "skew"):
+        number = st.integers(-999, 999).map(lambda i: str(i / 8))
+        if not plain:
+            number |= st.sampled_from(NUMBERS)
+            number |= st.floats(allow_nan=False, allow_infinity=False).map(repr)
+        cells = [[draw(number) for _ in range(n)] for _ in range(m)]
+        if kind == "skew":
+            for i in range(n):
+                cells[i][i] = "0"
+                for j in range(i):
+                    cells[i][j] = _negated(cells[j][i])
+        payoff = np.array([[float(cell) for cell in row] for row in cells])
+    elif kind == "preference":
+        digits = draw(st.integers(1, 9))
+        wins = np.full((n, n), 10**digits // 2)
+        for i, j in zip(*np.triu_indices(n, 1), strict=True):
+            wins[i, j] = draw(st.integers(0, 10**digits))
+            wins[j, i] = 10**digits - wins[i, j]
+        payoff = wins / 10**digits
+        percent = draw(st.booleans()) and not plain
+        shown = digits - 2 if percent else digits
+        cells = [
+            [f"{100 * p if percent else p:.{max(shown, 1)}f}{'%' * percent}" for p in row]
+            for row in payoff
+        ]
+    else:
+        prior = draw(st.sampled_from([0, 1, 0.5]))
+        words += ["--prior", str(prior)] if prior else []
+        count = st.integers(0 if prior else 1, 10 if plain else 10**9)
+        wins = np.array([[0 if i == j else draw(count) for j in range(n)] for i in range(n)])
+        cells = [[str(w) for w in row] for row in wins]
+        played = wins + wins.T + 2 * prior
+        np.fill_diagonal(played, 1)
+        payoff = (wins + prior) / played
+        np.fill_diagonal(payoff, 0.5)
+    table = Table(kind, cells, payoff, words=words)
+    label = plain_names if plain else names
+    labels = st.none() | st.lists(label, min_size=max(m, n), max_size=max(m, n), unique=True)
+    table.rows, table.columns = draw(labels), draw(labels)
+    if kind != "zero_sum" and table.rows and table.columns:
+        table.columns = table.rows
+    table.rows, table.columns = table.rows and table.rows[:m], table.columns and table.columns[:n]
+    return table
+
+
+def _negated(number: str) -> str:
+    return number[1:] if number.startswith("-") else "-" + number.removeprefix("+")
+
+
+@st.composite
+def csv_texts(draw, table: Table) -> str:
+    """The table as a .csv file, as one of many programs writes it."""
+    delimiter = draw(st.sampled_from(",;\t"))
+    always = draw(st.booleans())
+    space = draw(st.sampled_from(["", "", " "]))
+
+    def quoted(cell: str) -> str:
+        odd = any(mark in cell for mark in ',;\t"\n') or cell != cell.strip()
+        return '"' + cell.replace('"', '""') + '"' if always or odd else cell
+
+    lines = [list(row) for row in table.cells]
+    if table.rows:
+        lines = [[label, *row] for label, row in zip(table.rows, lines, strict=True)]
+    if table.columns:
+        corner = [draw(st.sampled_from(["", "name", "model"]))] if table.rows else []
+        lines = [[*corner, *table.columns], *lines]
+    end = draw(st.sampled_from(["\n", "\n", "\r\n", "\r"]))
+    text = end.join((delimiter + space).join(map(quoted, line)) for line in lines)
+    text += end * draw(st.integers(0, 2))
+    return draw(st.sampled_from(["", "\ufeff"])) + text
+
+
+@st.composite
+def txt_texts(draw, table: Table) -> str:
+    """The table as a .txt file; labels with white space or a comment sign cannot be in one."""
+    fit = "".join if draw(st.booleans()) else "\t".join
+    space = draw(st.sampled_from([" ", "  ", "\t"]))
+    table.rows = table.rows and [_one_word(label) for label in table.rows]
+    table.columns = table.columns and [_one_word(label) for label in table.columns]
+    lines = [list(row) for row in table.cells]
+    if table.rows:
+        lines = [[label, *row] for label, row in zip(table.rows, lines, strict=True)]
+    if table.columns:
+        lines = [[*(["model"] if table.rows else []), *table.columns], *lines]
+    comment = draw(st.sampled_from(["", " # 1 2 3", "#"]))
+    del fit
+    return "# a table\n\n" + "\n".join(space.join(line) + comment for line in lines) + "\n"
+
+
+def _one_word(label: str) -> str:
+    return "".join("_" if mark.isspace() or mark in "#," else mark for mark in label)
+
+
+@st.composite
+def json_texts(draw, table: Table) -> str:
+    """The table as JSON; percentages as the numbers that they mean."""
+    rows = [
+        [float(c[:-1]) / 100 if c.endswith("%") else _json_number(c) for c in row]
+        for row in table.cells
+    ]
+    key = {"wins": ["wins", "Wins", "num_wins", "win counts"]}.get(table.kind, ["payoff", "A", "table"])
+    content: Any = rows
+    if table.rows or table.columns or draw(st.booleans()):
+        content = {draw(st.sampled_from(key)): rows}
+        if table.kind == "zero_sum":
+            content |= {"row_labels": table.rows, "column_labels": table.columns}
+        elif table.rows or table.columns:
+            content["labels"] = table.rows or table.columns
+    return json.dumps(content, ensure_ascii=draw(st.booleans()), indent=draw(st.none() | st.just(1)))
+
+
+def _json_number(text: str) -> int | float:
+    return int(text) if text.lstrip("+-").isdecimal() else float(text)
+
+
+def write_table(draw, table: Table, path: Path) -> None:
+    if path.suffix == ".npy":
+        table.rows = table.columns = None
+        numbers = [[float(c[:-1]) / 100 if c[-1] == "%" else float(c) for c in row] for row in table.cells]
+        with path.open("wb") as file:
+            np.save(file, np.array(numbers, order=draw(st.sampled_from("CF"))))
+        return
+    writer = {".csv": csv_texts, ".txt": txt_texts, ".json": json_texts}[path.suffix]
+    path.write_bytes(draw(writer(table)).encode("utf-8", "surrogatepass"))
+
+
+def check_equilibrium(record: dict[str, Any], payoff: np.ndarray, symmetric: bool) -> None:
+    """The policies are distributions, with the value and the gap that are printed."""
+    x, y = np.array(record["policy"]), np.array(record["opponent_policy"])
+    assert (*x.shape, *y.shape) == payoff.shape
+    for policy in (x, y):
+        assert (policy >= 0).all()
+        assert policy.sum() == pytest.approx(1, abs=1e-9)  # rounding of n numbers
+    unit = np.abs(payoff).max() or 1.0  # sums of entries of 1e308 overflow
+    a = payoff / unit
+    gap = (a @ y).max() - (x @ a).min()
+    # 1e-10 of the range is the solver's own tolerance; the rest is the rounding of this product.
+    assert gap <= max(record["duality_gap"] / unit, 1e-10 * np.ptp(a)) + 1e-13, gap
+    assert gap <= 1e-8 * max(np.ptp(a), 1e-300)
+    assert (x @ a).min() - 1e-8 <= record["value"] / unit <= (a @ y).max() + 1e-8
+    if symmetric:
+        assert record["value"] / unit == pytest.approx(a[0, 0], abs=1e-12)
+
+
+def nash(path: Path, *words: str) -> tuple[Ended, dict[str, Any] | None]:
+    done = ended(solvers, "nash", str(path), "--json", "answer.json", *words)
+    return done, strict(Path("answer.json").read_text()) if done.code in (0, 1) else None
+
+
+endings = st.sampled_from([".csv", ".csv", ".txt", ".json", ".npy"])
+
+
+@campaign(400)
+@given(st.data())
+def test_a_table_is_read_as_it_was_meant(data) -> None:
+    """With any labels and layout; it may be refused only where its labels leave two readings."""
+    plain = data.draw(st.booleans())
+    table = data.draw(tables(plain))
+    with scratch() as here:
+        path = here / f"table{data.draw(endings)}"
+        write_table(data.draw, table, path)
+        done, record = nash(path, *table.words)
+        if plain and done.code:
+            assert "could be" in done.reason, (path.read_bytes(), done)
+        if done.code == 0:
+            assert record is not None
+            check_equilibrium(record, table.payoff, table.kind != "zero_sum")
+            check_labels(path, table)
+
+
+def check_labels(path: Path, table: Table) -> None:
+    prior = float(table.words[3]) if len(table.words) > 2 else None
+    game: Any = load(path, table.kind, prior)
+    # Decimal digits, and for percentages a division, are exact to rounding.
+    assert game.payoff == pytest.approx(table.payoff, rel=1e-12, abs=1e-15)
+    rows, columns = (
+        (game.row_labels, game.column_labels)
+        if table.kind == "zero_sum"
+        else (game.labels, game.labels)
+    )
+    meant = table.rows, table.columns
+    if table.kind != "zero_sum":
+        meant = (table.rows or table.columns,) * 2
+    for found, labels in zip((rows, columns), meant, strict=True):
+        stripped = labels and tuple(label.strip() for label in labels)
+        if path.suffix == ".json":
+            stripped = labels and tuple(labels)
+        assert found == stripped
+
+
+@campaign(300)
+@given(st.data())
+def test_a_spoiled_table_is_refused(data) -> None:
+    """One entry off the diagonal that is no number, or a row of another length."""
+    table = data.draw(tables(plain=True))
+    m, n = table.payoff.shape
+    i, j = data.draw(st.integers(1, m - 1)), data.draw(st.integers(0, n - 1))
+    how = data.draw(st.sampled_from(["cell", "cell", "cell", "longer", "shorter"]))
+    if how == "cell":
+        if i == j:
+            i, j = 1, 0
+        table.cells[i][j] = data.draw(st.sampled_from(NOT_NUMBERS))
+        if m == 2 and table.cells[1][0].casefold() in ("", "nan", "--", "none"):
+            table.cells[1][0] = "x"
+    elif m < 3:
+        return  # two rows of different length can be a header and its row
+    else:
+        table.cells[i] = [*table.cells[i], "1.5"] if how == "longer" else table.cells[i][1:]
+    with scratch() as here:
+        path = here / f"table{data.draw(st.sampled_from(['.csv', '.json']))}"
+        if path.suffix == ".csv":
+            text = data.draw(csv_texts(table))
+        else:
+            text = json.dumps([[_maybe_number(c) for c in row] for row in table.cells])
+        path.write_bytes(text.encode("utf-8", "surrogatepass"))
+        done, _ = nash(path, *table.words)
+        assert done.code == 2, (path.read_bytes(), done)
+
+
+def _maybe_number(cell: str) -> Any:
+    try:
+        return float(cell)
+    except ValueError:
+        return cell
+
+
+STRUCTURES = ("[" * 100_000, '{"a":' * 20_000, '{"payoff": [[1, 2], [3]]}', "[]", "{}", "null", "3")
+STRUCTURES += ('{"payoff": []}', '{"payoff": [[]]}', "[[[0.5]]]", '[["0.5"]]', '{"payoff": {"a": 1}}')
+STRUCTURES += ('{"wins": [[0,1],[1,0]], "ties": [[0]]}', '{"labels": ["a"], "payoff": [[0.5]]}', '"x"')
+STRUCTURES += ("[[true]]", "[[1e999]]", "[[" + "9" * 5000 + "]]", '[[NaN]]', '[[{"a": [1]}]]', "[null]")
+STRUCTURES += ('{"payoff": [[0.5]], "labels": {"a": 1}}', '{"payoff": [[0.5]], "labels": [[1]]}', "")
+STRUCTURES += ('{"payoff": [[0.5]], "labels": ["\\ud800"]}', '{"payoff": [[0.5]], "payoff": [[1]]}')
+files = st.one_of(
+    st.binary(max_size=60),
+    st.sampled_from(STRUCTURES).map(str.encode),
+    st.text("0123456789.,;\t \n\r\"'%-+eE#naif[]{}:_", max_size=60).map(str.encode),
+    st.recursive(
+        st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | st.text(max_size=3),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(["payoff", "wins", "ties", "losses", "labels", "row_labels", "x"]),
+                inner,
+                max_size=3,
+            )
+        ),
+        max_leaves=12,
+    ).map(lambda content: json.dumps(content).encode()),
+)
+
+
+@campaign(500)
+@given(st.data())
+def test_any_bytes_are_a_table_or_are_refused(data) -> None:
+    """Whatever is solved has policies of its own size whose gap is the printed one."""
+    ending = data.draw(st.sampled_from([".csv", ".txt", ".json", ".npy", ".npz", ".xls", ""]))
+    kind = data.draw(st.sampled_from(["preference", "skew", "wins", "zero_sum"]))
+    with scratch() as here:
+        path = here / f"table{ending}"
+        if data.draw(st.booleans()) or ending in (".npz", ".xls", ""):
+            path.write_bytes(data.draw(files))
+        else:
+            write_table(data.draw, data.draw(tables()), path)
+            damaged = bytearray(path.read_bytes())
+            for _ in range(data.draw(st.integers(1, 3))):
+                place = data.draw(st.integers(0, len(damaged) - 1))
+                damaged[place : place + data.draw(st.integers(0, 2))] = data.draw(
+                    st.binary(max_size=2)
+                )
+            path.write_bytes(damaged)
+        done, record = nash(path, "--as", kind)
+        if done.code == 0:
+            assert record is not None
+            game: Any = load(path, kind)
+            if not game.batch_shape:
+                check_equilibrium(record, game.payoff, kind != "zero_sum")
+
+
+@campaign(30)
+@given(st.data())
+def test_rules_on_a_table(data) -> None:
+    """`solve` and `compare`: the gap is that of the policy in the table that was meant."""
+    table = data.draw(tables(plain=data.draw(st.booleans())))
+    tau = data.draw(st.sampled_from([0.05, 1.0, 1e3]))
+    with scratch() as here:
+        path = here / f"table{data.draw(endings)}"
+        write_table(data.draw, table, path)
+        words = [str(path), *table.words, "--steps", "60", "--json", "answer.json"]
+        if data.draw(st.integers(0, 4)) == 0:
+            words += ["--rules", "gmmd,mwu,nash_md", "--plot", "picture.svg"]
+            done = ended(solvers, "compare", *words)
+            rows = strict(Path("answer.json").read_text()) if done.code == 0 else []
+        else:
+            rule = data.draw(st.sampled_from(["gmmd", "mwu", "nash_md"]))
+            more = [] if rule == "mwu" else ["--tau", str(tau)]
+            done = ended(solvers, "solve", *words, "--rule", rule, *more)
+            rows = [strict(Path("answer.json").read_text())] if done.code in (0, 1) else []
+        for row in rows:
+            if table.kind != "zero_sum" and row["duality_gap"] is not None:
+                check_gap(row, table.payoff)
+
+
+def check_gap(row: dict[str, Any], payoff: np.ndarray) -> None:
+    """The gap of self-play: 2 (max_ρ ⟨a, ρ⟩ − τ KL(ρ‖μ) − ⟨a, π⟩ + τ KL(π‖μ)), a = Aπ."""
+    policy, tau = np.array(row["policy"]), row["tau"]
+    assert policy.sum() == pytest.approx(1, abs=1e-9)
+    a, n = payoff @ policy, len(policy)
+    if row["regularizer"] not in (None, "reverse_kl"):
+        return
+    best = a.max()
+    if tau:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            kl = np.nansum(policy * np.log(policy * n))
+        best = a.max() + tau * math.log(np.exp((a - a.max()) / tau).mean()) + tau * kl
+    # Rounding of sums of numbers of this size.
+    size = np.abs(payoff).max() + tau
+    assert row["duality_gap"] == pytest.approx(2 * (best - a @ policy), rel=1e-6, abs=1e-11 * size)
