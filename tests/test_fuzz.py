@@ -7,6 +7,7 @@ examples of each test instead of those that are always the same.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from dataclasses import dataclass, field
@@ -15,10 +16,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from games import load
+from llm.config.schema import TrainConfig
+from llm.config.section import all_fields, type_name
+from llm.config.section import names as list_names
+from llm.train import main as train
 from solvers.__main__ import main as solvers
 from tests.fuzzing import Ended, campaign, ended, scratch
 
@@ -382,3 +388,179 @@ def check_gap(row: dict[str, Any], payoff: np.ndarray) -> None:
     # Rounding of sums of numbers of this size.
     size = np.abs(payoff).max() + tau
     assert row["duality_gap"] == pytest.approx(2 * (best - a @ policy), rel=1e-6, abs=1e-11 * size)
+
+
+# --- configurations -------------------------------------------------------------------------------
+
+SHIPPED = ("embedded-game", "embedded-text")
+FIELDS = {name: (meta.metadata, kind) for name, meta, kind in all_fields(TrainConfig)}
+ODD_VALUES = (
+    *("", "null", "~", "true", "yes", "no", "0", "-1", "1", "2", "007", "1_000", "0x10", "1:30"),
+    *("1.0", "1.5", "1e3", "5e-7", ".inf", "-.inf", ".nan", "nan", "1e400", "9" * 400, "9" * 5000),
+    *("[]", "{}", "[1, 2]", "{a: 1}", "[[[[]]]]", "[" * 3000, "{a: " * 3000, "&a [*a]", "*a", "&a x"),
+    *("!!python/object:os.system x", "!!binary aGk=", "!!set {a}", "!!float x", "!!int ''", "!x y"),
+    *("2024-01-01", "2024-13-99", "? a", ": ", "- a", "a: b: c", "'", '"', '"\\ud800"', "\ud800"),
+    *("\0", "\x07", '"\\0"', "é", "日本", "‮", "😀", "x" * 5000, "a\nb", "a\tb", "#", "x #y", "%", "@"),
+    *("os:getcwd", "os:nothing", "nothing:x", "a:b:c", ":", "..", "/", "/dev/null", "/dev/zero"),
+    *("gmmd", "reverse_kl", "cpu", "cuda", "cuda:99", "meta", "none", "all-linear", "embedded:game"),
+    *("0.1*forward_kl+0.5*reverse_kl", "alpha:nan", "alpha:1e9", "alpha:", "0*js", "js+", "-1*js"),
+    *("[js]", "['os:getcwd']", "{<<: 1}", "{<<: [*a]}", "{1: 2}", "{null: 1}", "{[1]: 2}", "{a: .nan}"),
+)
+YAMLS = (
+    *("", "x", "[]", "- a", "---\n---\n", "a: b\n---\nc: d", "\t", "a:\n\t- b", "&a [*a]", "&a {b: *a}"),
+    *("seed: 1\nseed: 2", "train: {epochs: 1, epochs: 2}", "%YAML 3.0\n---\na: 1", "!!python/name:os"),
+    *("extends: embedded-game\n<<: {seed: 1}", "extends: [a]", "extends: x.yaml", "extends: ../x"),
+    *("recipe: 3", "recipe: dpo", "extends: embedded-game\nrecipe: nothing", "\ufeffseed: 1", "\0"),
+    *("{" * 5000, "[" * 5000, "a: " * 500, "- " * 3000, "seed: " + "9" * 5000, "? {a: 1}\n: 2"),
+    "a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b]\n"
+    "d: &d [*c,*c,*c,*c,*c,*c,*c,*c]\ne: &e [*d,*d,*d,*d,*d,*d,*d,*d]\nf: [*e,*e,*e,*e,*e,*e,*e]",
+)
+
+
+def plan(*words: str) -> tuple[Ended, dict[str, Any] | None]:
+    """What `--dry-run` says; it leaves nothing but the plan that is asked for."""
+    before = sorted(Path().rglob("*"))
+    done = ended(train, "--dry-run", "--json", "plan.json", *words)
+    made = {*Path().rglob("*")} - {*before}
+    assert made == ({Path("plan.json")} if done.code == 0 else set())
+    return done, strict(Path("plan.json").read_text()) if done.code == 0 else None
+
+
+@st.composite
+def usual_values(draw, name: str) -> str:
+    """A value that the field takes by itself."""
+    limits, kind = FIELDS[name]
+    words = type_name(kind)
+    if limits["choices"]:
+        return draw(st.sampled_from(list_names(limits["choices"])))
+    if "bool" in words:
+        return draw(st.sampled_from(["true", "false"]))
+    if "int" in words:
+        low = limits["at_least"] or 0
+        high = min(limits["at_most"] or math.inf, low + 1000)
+        return str(draw(st.integers(low, int(high))))
+    if "float" in words:
+        return draw(st.sampled_from(["0.5", "0.1", "1", "2.0", "1e-3", "0"]))
+    return draw(st.sampled_from(["prompt", "x", "1.10", "out", "all-linear", "{}"]))
+
+
+@st.composite
+def overrides(draw) -> tuple[str, str]:
+    """(name, text) of one `key=value`."""
+    name = draw(st.sampled_from(sorted(FIELDS)))
+    kind = draw(st.integers(0, 9))
+    if kind < 6:
+        return name, draw(usual_values(name))
+    if kind < 8:
+        return name, draw(st.sampled_from(ODD_VALUES))
+    if kind == 8:
+        return name, draw(st.text(max_size=8))
+    odd = ["", "x", "train", "train.", ".seed", "seed.x", "train.arguments.bf16", "rule_options.alpha"]
+    odd += ["rule_options.memory", "fit_options.signal", "data.path.x", "sed", "train.arguments.", "é"]
+    return draw(st.sampled_from(odd) | st.text(max_size=5)), draw(st.sampled_from(ODD_VALUES))
+
+
+def is_asked(shown: Any, text: str, name: str) -> bool:
+    """Whether a value of the plan is the one that was written, or its name for the whole of it."""
+    try:
+        value = yaml.safe_load(text)
+    except ValueError:  # a date that does not exist
+        return False
+    if isinstance(shown, str) and name in FIELDS and "str" in type_name(FIELDS[name][1]):
+        return shown == (value if isinstance(value, str) else text.strip())
+    if isinstance(shown, int | float) and not isinstance(shown, bool | str):
+        return type(value) is not bool and float(value) == shown
+    return shown == value
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{dotted name: value} of a plan's configuration."""
+    found = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        found |= {name: value} if name in FIELDS else flat(value, f"{name}.")
+    return found
+
+
+@functools.cache
+def shipped(config: str) -> dict[str, Any]:
+    with scratch():
+        _, made = plan("--config", config)
+    assert made is not None
+    return flat(made["config"])
+
+
+def check_configuration(made: dict[str, Any], config: str, asked: dict[str, str]) -> None:
+    """The plan has what was asked for, and otherwise what the shipped configuration has."""
+    shown = flat(made["config"])
+    for name, was in shipped(config).items():
+        inside = [word for word in asked if word.startswith(f"{name}.")]
+        if name in asked:
+            assert is_asked(shown[name], asked[name], name), (name, asked[name], shown[name])
+        elif not inside:
+            assert shown[name] == was, name
+        for word in inside:
+            assert is_asked(shown[name][word.removeprefix(f"{name}.")], asked[word], word)
+
+
+@campaign(600)
+@given(st.sampled_from(SHIPPED), st.lists(overrides(), min_size=1, max_size=3))
+def test_words_of_the_command_line_are_the_configuration(config, given) -> None:
+    asked = dict(given)
+    words = [f"{name}={text}" for name, text in asked.items()]
+    with scratch():
+        done, made = plan("--config", config, "output_dir=run", *words)
+        if done.code == 0:
+            assert made is not None
+            check_configuration(made, config, {"output_dir": "run", **asked})
+
+
+values = st.one_of(
+    st.sampled_from([v for v in ODD_VALUES if len(v) < 100]),
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(st.sampled_from([*FIELDS, "a"]) | st.text(max_size=3), inner, max_size=3)
+        ),
+        max_leaves=8,
+    ),
+)
+
+
+@campaign(300)
+@given(st.data())
+def test_a_yaml_file_is_the_configuration(data) -> None:
+    """Fields on top of a shipped configuration, or any text."""
+    config = data.draw(st.sampled_from(SHIPPED))
+    with scratch() as here:
+        path = here / "mine.yaml"
+        if data.draw(st.integers(0, 3)) == 0:
+            text = data.draw(st.sampled_from(YAMLS) | st.text("ab:-[]{}&*!|>'\"#%@ \n?,1.", max_size=30))
+            path.write_bytes(text.encode("utf-8", "surrogatepass"))
+            plan("--config", str(path))
+            return
+        fields: dict[str, Any] = {"extends": config, "output_dir": "run"}
+        asked = {}
+        for name in data.draw(st.lists(st.sampled_from(sorted(FIELDS)), max_size=3, unique=True)):
+            value = data.draw(values)
+            if data.draw(st.integers(0, 2)):
+                value = yaml.safe_load(data.draw(usual_values(name)))
+            *sections, last = name.split(".")
+            section = fields
+            for part in sections:
+                section = section.setdefault(part, {})
+            section[last] = value
+            asked[name] = value
+        path.write_text(yaml.safe_dump(fields, allow_unicode=data.draw(st.booleans())), "utf-8")
+        done, made = plan("--config", str(path))
+        if done.code == 0:
+            assert made is not None
+            shown = flat(made["config"])
+            expected = shipped(config) | {"output_dir": "run"} | asked
+            for name, value in shown.items():
+                wanted = expected[name]
+                same = wanted == value or str(wanted) == value
+                if not same and not isinstance(wanted, bool):
+                    same = float(wanted) == value
+                assert same, (name, wanted, value)
