@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from solvers.console import prepare_streams
 
@@ -34,6 +34,8 @@ def campaign(examples: int) -> settings:
         max_examples=chosen or examples,
         derandomize=not chosen,
         deadline=None,
+        phases=[Phase.reuse, Phase.generate, Phase.shrink],
+        report_multiple_bugs=False,
         # An example is a command with its files, not a function call.
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )

@@ -7,9 +7,18 @@ examples of each test instead of those that are always the same.
 
 from __future__ import annotations
 
+import ast
+import csv
 import functools
+import hashlib
+import io
+import itertools
 import json
 import math
+import os
+import re
+import shutil
+from contextlib import chdir, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +33,8 @@ from games import load
 from llm.config.schema import TrainConfig
 from llm.config.section import all_fields, type_name
 from llm.config.section import names as list_names
+from llm.policy import fitting
+from llm.storage import chunks
 from llm.train import main as train
 from solvers.__main__ import main as solvers
 from tests.fuzzing import Ended, campaign, ended, scratch
@@ -42,11 +53,35 @@ def strict(text: str) -> Any:
 
 characters = st.characters(exclude_categories=["Cs"], exclude_characters="\r\0")
 NAMES = ("ada", "Bob", "c 3", "Ω", "x-1", "model_a", "GPT 4", "l'été", "d,e", 'say "hi"', "f;g")
-NAMES += ("tab\there", "two\nlines", "\x1b[31mred", "‮evil", "Unnamed: 0", "nan", "100", "1.5", "# a")
+NAMES += (
+    "tab\there",
+    "two\nlines",
+    "\x1b[31mred",
+    "‮evil",
+    "Unnamed: 0",
+    "nan",
+    "100",
+    "1.5",
+    "# a",
+)
 names = st.one_of(st.sampled_from(NAMES), st.text(characters, min_size=1, max_size=6))
 plain_names = st.sampled_from("abcdefgh")
 
-NUMBERS = ("0", "1", "-1", "2.5", "-0.75", "1e-3", "-3E+2", "+4", ".5", "5.", "007", "1e300", "5e-324")
+NUMBERS = (
+    "0",
+    "1",
+    "-1",
+    "2.5",
+    "-0.75",
+    "1e-3",
+    "-3E+2",
+    "+4",
+    ".5",
+    "5.",
+    "007",
+    "1e300",
+    "5e-324",
+)
 NUMBERS += ("-1e12", "1e12", "123456789.123456789", "-0", "1e-12")
 NOT_NUMBERS = ("nan", "inf", "-inf", "1e999", "", "x", "--", "1,5", "0x10", "∞", "1 2", "1/2", "½")
 NOT_NUMBERS += ("NaN%", "%", "TRUE", "None", "1e", "\ud800", "\0", "1" * 400 + "x", "\x1b[2J", "£3")
@@ -171,7 +206,9 @@ def json_texts(draw, table: Table) -> str:
         [float(c[:-1]) / 100 if c.endswith("%") else _json_number(c) for c in row]
         for row in table.cells
     ]
-    key = {"wins": ["wins", "Wins", "num_wins", "win counts"]}.get(table.kind, ["payoff", "A", "table"])
+    key = {"wins": ["wins", "Wins", "num_wins", "win counts"]}.get(
+        table.kind, ["payoff", "A", "table"]
+    )
     content: Any = rows
     if table.rows or table.columns or draw(st.booleans()):
         content = {draw(st.sampled_from(key)): rows}
@@ -179,7 +216,9 @@ def json_texts(draw, table: Table) -> str:
             content |= {"row_labels": table.rows, "column_labels": table.columns}
         elif table.rows or table.columns:
             content["labels"] = table.rows or table.columns
-    return json.dumps(content, ensure_ascii=draw(st.booleans()), indent=draw(st.none() | st.just(1)))
+    return json.dumps(
+        content, ensure_ascii=draw(st.booleans()), indent=draw(st.none() | st.just(1))
+    )
 
 
 def _json_number(text: str) -> int | float:
@@ -189,7 +228,9 @@ def _json_number(text: str) -> int | float:
 def write_table(draw, table: Table, path: Path) -> None:
     if path.suffix == ".npy":
         table.rows = table.columns = None
-        numbers = [[float(c[:-1]) / 100 if c[-1] == "%" else float(c) for c in row] for row in table.cells]
+        numbers = [
+            [float(c[:-1]) / 100 if c[-1] == "%" else float(c) for c in row] for row in table.cells
+        ]
         with path.open("wb") as file:
             np.save(file, np.array(numbers, order=draw(st.sampled_from("CF"))))
         return
@@ -298,10 +339,31 @@ def _maybe_number(cell: str) -> Any:
 
 
 STRUCTURES = ("[" * 100_000, '{"a":' * 20_000, '{"payoff": [[1, 2], [3]]}', "[]", "{}", "null", "3")
-STRUCTURES += ('{"payoff": []}', '{"payoff": [[]]}', "[[[0.5]]]", '[["0.5"]]', '{"payoff": {"a": 1}}')
-STRUCTURES += ('{"wins": [[0,1],[1,0]], "ties": [[0]]}', '{"labels": ["a"], "payoff": [[0.5]]}', '"x"')
-STRUCTURES += ("[[true]]", "[[1e999]]", "[[" + "9" * 5000 + "]]", '[[NaN]]', '[[{"a": [1]}]]', "[null]")
-STRUCTURES += ('{"payoff": [[0.5]], "labels": {"a": 1}}', '{"payoff": [[0.5]], "labels": [[1]]}', "")
+STRUCTURES += (
+    '{"payoff": []}',
+    '{"payoff": [[]]}',
+    "[[[0.5]]]",
+    '[["0.5"]]',
+    '{"payoff": {"a": 1}}',
+)
+STRUCTURES += (
+    '{"wins": [[0,1],[1,0]], "ties": [[0]]}',
+    '{"labels": ["a"], "payoff": [[0.5]]}',
+    '"x"',
+)
+STRUCTURES += (
+    "[[true]]",
+    "[[1e999]]",
+    "[[" + "9" * 5000 + "]]",
+    "[[NaN]]",
+    '[[{"a": [1]}]]',
+    "[null]",
+)
+STRUCTURES += (
+    '{"payoff": [[0.5]], "labels": {"a": 1}}',
+    '{"payoff": [[0.5]], "labels": [[1]]}',
+    "",
+)
 STRUCTURES += ('{"payoff": [[0.5]], "labels": ["\\ud800"]}', '{"payoff": [[0.5]], "payoff": [[1]]}')
 files = st.one_of(
     st.binary(max_size=60),
@@ -397,18 +459,79 @@ FIELDS = {name: (meta.metadata, kind) for name, meta, kind in all_fields(TrainCo
 ODD_VALUES = (
     *("", "null", "~", "true", "yes", "no", "0", "-1", "1", "2", "007", "1_000", "0x10", "1:30"),
     *("1.0", "1.5", "1e3", "5e-7", ".inf", "-.inf", ".nan", "nan", "1e400", "9" * 400, "9" * 5000),
-    *("[]", "{}", "[1, 2]", "{a: 1}", "[[[[]]]]", "[" * 3000, "{a: " * 3000, "&a [*a]", "*a", "&a x"),
+    *(
+        "[]",
+        "{}",
+        "[1, 2]",
+        "{a: 1}",
+        "[[[[]]]]",
+        "[" * 3000,
+        "{a: " * 3000,
+        "&a [*a]",
+        "*a",
+        "&a x",
+    ),
     *("!!python/object:os.system x", "!!binary aGk=", "!!set {a}", "!!float x", "!!int ''", "!x y"),
     *("2024-01-01", "2024-13-99", "? a", ": ", "- a", "a: b: c", "'", '"', '"\\ud800"', "\ud800"),
-    *("\0", "\x07", '"\\0"', "é", "日本", "‮", "😀", "x" * 5000, "a\nb", "a\tb", "#", "x #y", "%", "@"),
+    *(
+        "\0",
+        "\x07",
+        '"\\0"',
+        "é",
+        "日本",
+        "‮",
+        "😀",
+        "x" * 5000,
+        "a\nb",
+        "a\tb",
+        "#",
+        "x #y",
+        "%",
+        "@",
+    ),
     *("os:getcwd", "os:nothing", "nothing:x", "a:b:c", ":", "..", "/", "/dev/null", "/dev/zero"),
-    *("gmmd", "reverse_kl", "cpu", "cuda", "cuda:99", "meta", "none", "all-linear", "embedded:game"),
+    *(
+        "gmmd",
+        "reverse_kl",
+        "cpu",
+        "cuda",
+        "cuda:99",
+        "meta",
+        "none",
+        "all-linear",
+        "embedded:game",
+    ),
     *("0.1*forward_kl+0.5*reverse_kl", "alpha:nan", "alpha:1e9", "alpha:", "0*js", "js+", "-1*js"),
-    *("[js]", "['os:getcwd']", "{<<: 1}", "{<<: [*a]}", "{1: 2}", "{null: 1}", "{[1]: 2}", "{a: .nan}"),
+    *(
+        "[js]",
+        "['os:getcwd']",
+        "{<<: 1}",
+        "{<<: [*a]}",
+        "{1: 2}",
+        "{null: 1}",
+        "{[1]: 2}",
+        "{a: .nan}",
+    ),
 )
 YAMLS = (
-    *("", "x", "[]", "- a", "---\n---\n", "a: b\n---\nc: d", "\t", "a:\n\t- b", "&a [*a]", "&a {b: *a}"),
-    *("seed: 1\nseed: 2", "train: {epochs: 1, epochs: 2}", "%YAML 3.0\n---\na: 1", "!!python/name:os"),
+    *(
+        "",
+        "x",
+        "[]",
+        "- a",
+        "---\n---\n",
+        "a: b\n---\nc: d",
+        "\t",
+        "a:\n\t- b",
+        "&a [*a]",
+        "&a {b: *a}",
+    ),
+    *(
+        "seed: 1\nseed: 2",
+        "train: {epochs: 1, epochs: 2}",
+        "%YAML 3.0\n---\na: 1",
+        "!!python/name:os",
+    ),
     *("extends: embedded-game\n<<: {seed: 1}", "extends: [a]", "extends: x.yaml", "extends: ../x"),
     *("recipe: 3", "recipe: dpo", "extends: embedded-game\nrecipe: nothing", "\ufeffseed: 1", "\0"),
     *("{" * 5000, "[" * 5000, "a: " * 500, "- " * 3000, "seed: " + "9" * 5000, "? {a: 1}\n: 2"),
@@ -455,8 +578,24 @@ def overrides(draw) -> tuple[str, str]:
         return name, draw(st.sampled_from(ODD_VALUES))
     if kind == 8:
         return name, draw(st.text(max_size=8))
-    odd = ["", "x", "train", "train.", ".seed", "seed.x", "train.arguments.bf16", "rule_options.alpha"]
-    odd += ["rule_options.memory", "fit_options.signal", "data.path.x", "sed", "train.arguments.", "é"]
+    odd = [
+        "",
+        "x",
+        "train",
+        "train.",
+        ".seed",
+        "seed.x",
+        "train.arguments.bf16",
+        "rule_options.alpha",
+    ]
+    odd += [
+        "rule_options.memory",
+        "fit_options.signal",
+        "data.path.x",
+        "sed",
+        "train.arguments.",
+        "é",
+    ]
     return draw(st.sampled_from(odd) | st.text(max_size=5)), draw(st.sampled_from(ODD_VALUES))
 
 
@@ -521,7 +660,9 @@ values = st.one_of(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
         lambda inner: (
             st.lists(inner, max_size=3)
-            | st.dictionaries(st.sampled_from([*FIELDS, "a"]) | st.text(max_size=3), inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from([*FIELDS, "a"]) | st.text(max_size=3), inner, max_size=3
+            )
         ),
         max_leaves=8,
     ),
@@ -536,7 +677,9 @@ def test_a_yaml_file_is_the_configuration(data) -> None:
     with scratch() as here:
         path = here / "mine.yaml"
         if data.draw(st.integers(0, 3)) == 0:
-            text = data.draw(st.sampled_from(YAMLS) | st.text("ab:-[]{}&*!|>'\"#%@ \n?,1.", max_size=30))
+            text = data.draw(
+                st.sampled_from(YAMLS) | st.text("ab:-[]{}&*!|>'\"#%@ \n?,1.", max_size=30)
+            )
             path.write_bytes(text.encode("utf-8", "surrogatepass"))
             plan("--config", str(path))
             return
@@ -564,3 +707,450 @@ def test_a_yaml_file_is_the_configuration(data) -> None:
                 if not same and not isinstance(wanted, bool):
                     same = float(wanted) == value
                 assert same, (name, wanted, value)
+
+
+# --- prompts and pairs ----------------------------------------------------------------------------
+
+PIECES = (
+    "Hi",
+    "Name a river.",
+    "é",
+    "日本",
+    "😀",
+    "\n",
+    "  ",
+    "\t",
+    "\u2028",
+    "\x00",
+    "\x1b[2J",
+    '"',
+    ",",
+)
+PIECES += (
+    "</s>",
+    "<s>",
+    "<|user|>",
+    "<think>",
+    "<|assistant|>",
+    "{{ x }}",
+    "{%",
+    "\\",
+    "'",
+    "\r\n",
+    ";",
+)
+PIECES += (
+    "[1]",
+    '{"role"',
+    "[{'role': 'user'",
+    "nan",
+    "null",
+    "=1+1",
+    "‮",
+    "\u0301",
+    "\ufeff",
+    "\x85",
+)
+texts = st.lists(st.sampled_from(PIECES) | st.text(characters, max_size=4), max_size=3).map("".join)
+turns = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "user", "assistant", "system"]), "content": texts}
+)
+wrong = (
+    st.sampled_from(
+        [
+            None,
+            3,
+            1.5,
+            True,
+            {},
+            {"role": "user"},
+            [],
+            [3],
+            ["Hi"],
+            [None],
+            [[]],
+            "",
+            " \n",
+            "\ud800",
+            "a\udc00",
+        ]
+    )
+    | st.just([{"role": "user", "content": "\ud8ff"}])
+    | st.sampled_from(
+        [
+            [{"role": "user"}],
+            [{"content": "x"}],
+            [{"role": 1, "content": "x"}],
+            [{"from": "human", "value": "x"}],
+        ]
+    )
+)
+
+
+@st.composite
+def prompts(draw, spoiled: bool) -> Any:
+    """Text, messages, messages stored as text, or none of these."""
+    if spoiled and draw(st.integers(0, 3)) == 0:
+        return draw(wrong)
+    if draw(st.integers(0, 2)):
+        return draw(texts.filter(str.strip))
+    said = draw(st.lists(turns, min_size=1, max_size=3))
+    if not spoiled and not _asked(said):
+        said = [{"role": "user", "content": "Hi"}]
+    return draw(st.sampled_from([said, said, json.dumps(said), repr(said)]))
+
+
+def _asked(said: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The messages up to the last of the user; none if that is blank."""
+    last = max((i for i, turn in enumerate(said) if turn["role"] == "user"), default=-1)
+    return said[: last + 1] if last >= 0 and said[last]["content"].strip() else []
+
+
+def rendered(value: Any) -> str | None:
+    """A prompt as the model has to see it; None for one that has to be refused."""
+    if isinstance(value, str):
+        stored = _stored(value)
+        if stored is None:
+            value = [{"role": "user", "content": value}]
+        else:
+            value = stored
+    if not isinstance(value, list) or not all(
+        isinstance(turn, dict)
+        and isinstance(turn.get("role"), str)
+        and isinstance(turn.get("content"), str)
+        for turn in value
+    ):
+        return None
+    asked = _asked(value)
+    text = "<s>" + "".join(
+        f"<|{t['role']}|>{t['content']}" + "</s>" * (t["role"] == "assistant") for t in asked
+    )
+    if not asked or any("\ud800" <= mark <= "\udfff" for mark in text):
+        return None
+    return f"{text}<|assistant|>"
+
+
+def _stored(text: str) -> list[Any] | None:
+    """The list that the strategy has stored as this text."""
+    for read in (json.loads, ast.literal_eval):
+        with suppress(ValueError, SyntaxError):
+            value = read(text)
+            if isinstance(value, list) and value and isinstance(value[0], dict):
+                return value
+    return None
+
+
+def write_rows(draw, path: Path, rows: list[dict[str, Any]]) -> bool:
+    """Writes rows as one of many programs does; whether the file can hold them."""
+    if path.suffix == ".csv":
+        text = io.StringIO()
+        writer = csv.DictWriter(
+            text,
+            list(rows[0]),
+            quoting=draw(st.sampled_from([csv.QUOTE_ALL, csv.QUOTE_MINIMAL])),
+            lineterminator=draw(st.sampled_from(["\n", "\r\n"])),
+        )
+        writer.writeheader()
+        writer.writerows(rows)
+        content = text.getvalue()
+    else:
+        ascii_only = draw(st.booleans())
+        lines = [json.dumps(row, ensure_ascii=ascii_only) for row in rows]
+        if path.suffix == ".json":
+            content = f"[{', '.join(lines)}]"
+        else:
+            end = draw(st.sampled_from(["\n", "\r\n", "\n\n", "\n \n"]))
+            content = end.join(lines) + draw(st.sampled_from(["", "\n", "\n\n"]))
+    mark = draw(st.sampled_from([b"", b"", b"\xef\xbb\xbf"]))
+    path.write_bytes(mark + content.encode("utf-8", "surrogatepass"))
+    return True
+
+
+SMALL_TEXT = (
+    *("--config", "embedded-text", "data.shuffle=false", "data.prompts_per_iteration=null"),
+    *("data.max_prompt_length=200", "train.batch_size=1", "train.micro_batch_size=1"),
+    *("output_dir=run",),
+)
+data_files = st.sampled_from(["rows.jsonl", "rows.jsonl", "rows.json", "rows.csv"])
+
+
+@campaign(500)
+@given(st.data())
+def test_prompts_are_those_of_the_file(data) -> None:
+    """All of them, once, in their order, to the character; what is held out is not trained on."""
+    spoiled = data.draw(st.booleans())
+    values = data.draw(st.lists(prompts(spoiled), min_size=1, max_size=6))
+    values += data.draw(st.lists(st.sampled_from(values), max_size=2))
+    held_out = data.draw(st.sampled_from([0, 0, 1, 3]))
+    name = data.draw(data_files)
+    if name.endswith(".csv"):
+        values = ["" if v is None else v if isinstance(v, str) else str(v) for v in values]
+    extra = data.draw(st.sampled_from([{}, {"id": 1}, {"n,o": "x"}]))
+    with scratch() as here:
+        write_rows(data.draw, here / name, [{"prompt": value, **extra} for value in values])
+        words = [*SMALL_TEXT, f"evaluation.prompts={held_out}", "sample.max_new_tokens=8"]
+        done, made = plan(*words, f"data.path={name}")
+        asked = [rendered(value) for value in values]
+        if None in asked:
+            assert done.code == 2, (values, done)
+            return
+        held = set(list(dict.fromkeys(reversed(asked)))[:held_out])
+        trained = [text for text in asked if text not in held]
+        if not trained:
+            assert "too few" in done.reason
+            return
+        if made is None:
+            assert allowed(done.reason, values), (values, done)
+            return
+        assert made["prompts"] == made["prompts"] | {
+            "folds": [len(trained)],
+            "held_out": len(held),
+            "dropped": 0,
+        }
+        assert [example["prompt"] for example in made["examples"]] == trained
+
+
+def allowed(reason: str, values: Any) -> bool:
+    """Whether text that begins like stored messages is refused for that."""
+    odd = any("role'" in str(value) or 'role"' in str(value) for value in values)
+    return "stored as text" in reason and odd
+
+
+@campaign(300)
+@given(st.data())
+def test_pairs_are_those_of_the_file(data) -> None:
+    """Chosen and rejected answers end with one end token, and are otherwise what was written."""
+    n = data.draw(st.integers(1, 4))
+    spoiled = data.draw(st.booleans())
+    rows = []
+    for _ in range(n):
+        row = {
+            "prompt": data.draw(texts.filter(str.strip)),
+            "good": data.draw(texts),
+            "bad": data.draw(texts),
+        }
+        if spoiled and data.draw(st.booleans()):
+            row[data.draw(st.sampled_from(["good", "bad"]))] = data.draw(wrong)
+        if data.draw(st.integers(0, 3)) == 0:
+            said = [{"role": "user", "content": row["prompt"]}]
+            for key in ("good", "bad"):
+                if isinstance(row[key], str):
+                    row[key] = [*said, {"role": "assistant", "content": row[key]}]
+        rows.append(row)
+    name = data.draw(data_files)
+    if name.endswith(".csv"):
+        rows = [{k: v if isinstance(v, str) else str(v) for k, v in row.items()} for row in rows]
+    with scratch() as here:
+        write_rows(data.draw, here / name, rows)
+        words = [*SMALL_TEXT, "recipe=dpo", "judge.kind=none", "judge.path=null"]
+        words += ["data.answer=good", "data.rejected=bad", "sample.max_new_tokens=40"]
+        done, made = plan(*words, "evaluation.prompts=0", f"data.path={name}")
+        meant = [(rendered(row["prompt"]), answer(row["good"]), answer(row["bad"])) for row in rows]
+        blank = any(not (good or "").strip() for _, good, _ in meant)
+        if blank or any(None in triple for triple in meant):
+            assert done.code == 2, (rows, done)
+        elif made is None:
+            stops = any("</s>" in good + bad for _, good, bad in meant)  # pyright: ignore
+            same = all(good == bad for _, good, bad in meant)
+            assert stops or same or allowed(done.reason, [[*row.values()] for row in rows]), (
+                rows,
+                done,
+            )
+        else:
+            for example, (asked, good, bad) in zip(made["examples"], meant, strict=True):
+                assert example["prompt"] == asked
+                assert example["answer"] == ended_text(good)
+                assert example["rejected"] == ended_text(bad)
+
+
+def answer(value: Any) -> str | None:
+    stored = _stored(value) if isinstance(value, str) else value
+    if isinstance(stored, list):
+        last = stored[-1] if stored else None
+        value = (
+            last.get("content")
+            if isinstance(last, dict) and last.get("role") == "assistant"
+            else None
+        )
+    valid = isinstance(value, str) and not any("\ud800" <= mark <= "\udfff" for mark in value)
+    return value if valid else None
+
+
+def ended_text(text: str | None) -> str:
+    assert text is not None
+    return text.split("</s>")[0] + "</s>"
+
+
+@campaign(300)
+@given(st.data())
+def test_any_bytes_are_prompts_or_are_refused(data) -> None:
+    """A file that is read has a prompt for each of its rows."""
+    name = data.draw(data_files)
+    with scratch() as here:
+        path = here / name
+        if data.draw(st.booleans()):
+            path.write_bytes(data.draw(files))
+        else:
+            rows = [{"prompt": text} for text in data.draw(st.lists(texts, min_size=1, max_size=4))]
+            write_rows(data.draw, path, rows)
+            damaged = bytearray(path.read_bytes())
+            place = data.draw(st.integers(0, len(damaged) - 1))
+            damaged[place : place + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=3))
+            path.write_bytes(damaged)
+        done, made = plan(*SMALL_TEXT, "evaluation.prompts=0", f"data.path={name}")
+        if made is not None and name == "rows.jsonl":
+            lines = [line for line in path.read_bytes().split(b"\n") if line.strip()]
+            assert made["prompts"]["folds"] == [len(lines)]
+        if done.code:
+            assert name in done.reason or "data." in done.reason or "sample." in done.reason
+
+
+# --- run directories ------------------------------------------------------------------------------
+
+RUN = (
+    *("iterations=2", "chunk_size=4", "train.epochs=1", "train.save_steps=1", "output_dir=run"),
+    *("samples_per_prompt=2", "train.batch_size=4", "train.micro_batch_size=4"),
+    *("data.prompts_per_iteration=8",),
+)
+RUNS = {
+    "game": ("--config", "embedded-game", *RUN),
+    "text": (
+        *("--config", "embedded-text", *RUN, "sample.max_new_tokens=4"),
+        *("evaluation.prompts=4", "evaluation.samples=2"),
+    ),
+}
+# Where a run of two iterations is interrupted: nowhere, in a fit, between two chunks.
+STOPS = ("finished", "fit", "chunk")
+UNTIMED = ("seconds", "per_second", "peak_memory_gib")
+
+
+@pytest.fixture(scope="module")
+def stored_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path]:
+    """{(model, where it stopped): a directory that holds it as `run`}."""
+    found = {}
+    for name, words in RUNS.items():
+        for stop in STOPS:
+            home = tmp_path_factory.mktemp("fuzz") / f"{name}-{stop}"
+            home.mkdir()
+            with chdir(home), pytest.MonkeyPatch.context() as patched:
+                patched.setattr("llm.run.session.draw_curves", lambda *given: False)
+                if stop == "fit":
+                    interrupt(patched, fitting._Checkpoints, "on_step_end", 7)
+                elif stop == "chunk":
+                    interrupt(patched, chunks, "write_rows", 8)
+                done = ended(train, *words)
+                assert done.code == (0 if stop == "finished" else 1), done
+            found[name, stop] = home
+    return found
+
+
+def interrupt(patched: pytest.MonkeyPatch, owner: Any, name: str, call: int) -> None:
+    """Raises KeyboardInterrupt instead of the given call."""
+    genuine, calls = getattr(owner, name), itertools.count(1)
+
+    def stopping(*args: Any, **options: Any) -> Any:
+        if next(calls) == call:
+            raise KeyboardInterrupt
+        return genuine(*args, **options)
+
+    patched.setattr(owner, name, stopping)
+
+
+def damage(draw, piece: Path, outside: Path) -> str:
+    """Damages a file or directory of a run, in one of many ways; which."""
+    if piece.is_dir():
+        how = draw(st.sampled_from(["deleted", "emptied", "a file", "a link", "a loop", "a FIFO"]))
+        shutil.rmtree(piece)
+        content = b""
+    else:
+        ways = ["cut", "flipped", "digit", "emptied", "deleted", "a directory", "a link", "a loop"]
+        how = draw(st.sampled_from([*ways, "a FIFO", "garbage", "doubled"]))
+        content = piece.read_bytes()
+        piece.unlink()
+        if not content and how in ("cut", "flipped", "digit"):
+            how = "deleted"
+        place = draw(st.integers(0, max(len(content) - 1, 0)))
+        if how == "cut":
+            piece.write_bytes(content[:place])
+        elif how == "flipped":
+            piece.write_bytes(
+                _changed(content, place, content[place] ^ (1 << draw(st.integers(0, 7))))
+            )
+        elif how == "digit":
+            digits = [i for i, byte in enumerate(content[:5000]) if 48 <= byte <= 57] or [place]
+            place = digits[place % len(digits)]
+            piece.write_bytes(_changed(content, place, 48 + (content[place] + 1) % 10))
+        elif how == "emptied":
+            piece.write_bytes(b"")
+        elif how == "garbage":
+            piece.write_bytes(
+                draw(st.sampled_from([b"\xff\xfe", b"[]", b"{}", b"3\n", b"null", b"{" * 9000]))
+            )
+        elif how == "doubled":
+            piece.write_bytes(content + content)
+    if how == "a file":
+        piece.write_bytes(b"")
+    elif how == "a directory" or (how == "emptied" and not piece.exists()):
+        piece.mkdir()
+    elif how == "a link":
+        piece.symlink_to(outside)
+    elif how == "a loop":
+        piece.symlink_to(piece.name)
+    elif how == "a FIFO":
+        os.mkfifo(piece)
+    return how
+
+
+def _changed(content: bytes, place: int, byte: int) -> bytes:
+    return content[:place] + bytes([byte]) + content[place + 1 :]
+
+
+def result(run: Path) -> tuple[str, list[dict[str, Any]]]:
+    """The hash of the final adapter, and the metrics without times."""
+    weights = (run / "final" / "adapter_model.safetensors").read_bytes()
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    kept = [{key: row[key] for key in row if key not in UNTIMED} for row in rows]
+    return hashlib.sha256(weights).hexdigest(), kept
+
+
+@campaign(60)
+@given(st.data())
+def test_a_damaged_run_ends_as_the_undamaged_or_names_the_damage(data, stored_runs) -> None:
+    """The same command gives the same adapter and metrics, or a line that names what is damaged.
+
+    Where it says what to delete, the run ends as the undamaged one once that is deleted. Nothing
+    outside the directory is touched.
+    """
+    model, stop = data.draw(st.sampled_from(sorted(RUNS))), data.draw(st.sampled_from(STOPS))
+    with scratch() as here, pytest.MonkeyPatch.context() as patched:
+        patched.setattr("llm.run.session.draw_curves", lambda *given: False)
+        shutil.copytree(stored_runs[model, stop] / "run", "run")
+        (here / "outside").mkdir()
+        (here / "outside" / "keep").write_text("years of work")
+        pieces = sorted(Path("run").rglob("*"))
+        piece = data.draw(st.sampled_from(pieces))
+        how = damage(data.draw, piece, here / "outside")
+        for _ in range(4):
+            done = ended(train, *RUNS[model])
+            deleted = (
+                re.search(r"delete (run/\S+?)[,;]? ", done.reason + " ") if done.code else None
+            )
+            if deleted is None:
+                break
+            remove(Path(deleted[1]))
+        assert (here / "outside" / "keep").read_text() == "years of work"
+        if done.code == 0:
+            assert result(Path("run")) == result(stored_runs[model, "finished"] / "run"), (
+                piece,
+                how,
+            )
+        else:
+            named = [piece, *piece.parents][: len(piece.parts)]
+            assert any(str(path) in done.reason for path in named), (piece, how, done)
+
+
+def remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
