@@ -131,9 +131,11 @@ def test_a_run_directory_has_all_its_parts(whole: Path) -> None:
     assert sorted(p.name for p in here.iterdir()) == [
         "adapter",
         "losses.json",
+        "losses.sha256",
         "preferences",
         "responses",
         "used.json",
+        "used.sha256",
     ]
     (first, *_) = (here / "responses" / "00000.jsonl").read_text().splitlines()
     row = json.loads(first)

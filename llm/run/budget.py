@@ -22,7 +22,7 @@ class Budget:
 
     def record(self, t: int, used: Mapping[str, int]) -> None:
         """Stores what iteration t has used."""
-        write_text(self.run.iteration(t) / "used.json", json.dumps(used) + "\n")
+        write_text(self.run.iteration(t) / "used.json", json.dumps(used) + "\n", hashed=True)
 
     def used_before(self, t: int) -> dict[str, int]:
         """Tokens sampled and pairs compared for training in iterations 0, …, t − 1."""

@@ -65,6 +65,9 @@ def resumable(run: RunDirectory) -> Iterator[None]:
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
         if full or "No space left" in str(error):
             raise _stopped(run, "the disk is full: free some space") from error
+        if isinstance(error, OSError) and str(error.filename).startswith(f"{run.path}{os.sep}"):
+            what = f"{error.filename}: {error.strerror or type(error).__name__}"
+            raise _stopped(run, f"{what}: delete or restore it") from error
         raise
 
 

@@ -171,7 +171,7 @@ class Session:
         tokens = sum(len(c) for row in rows.completions for c in row)
         self.stages.count("tokens trained", int(tokens * share), time.perf_counter() - began)
         if self.world.is_main:
-            write_text(here / "losses.json", json.dumps(losses) + "\n")
+            write_text(here / "losses.json", json.dumps(losses) + "\n", hashed=True)
             self.budget.record(t, self.stages.used)
             write_directory(here / "adapter", self.parts.policy.save_adapter)
             shutil.rmtree(here / "trainer", ignore_errors=True)

@@ -12,7 +12,7 @@ from llm.data.prompts import PromptSet
 from llm.run.setup import evaluation_prompts
 from llm.sources.base import Source
 from llm.storage.directory import RunDirectory
-from llm.storage.files import read_rows, rows_are_intact
+from llm.storage.files import is_whole, read_rows
 
 
 def check_stored_prompts(
@@ -25,7 +25,7 @@ def check_stored_prompts(
     for directory, asked in _stored(run, config, source, prompts):
         for file in sorted(directory.glob("*.jsonl")):
             first = int(file.stem) * config.chunk_size
-            if not rows_are_intact(file):  # the stage computes a damaged chunk again
+            if not is_whole(file):  # the stage computes a damaged chunk again
                 continue
             try:
                 rows = read_rows(file)

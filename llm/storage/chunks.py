@@ -18,9 +18,9 @@ from typing import Any, Protocol
 from games.errors import InputError
 from llm.storage.files import (
     Record,
+    is_whole,
     read_rows,
     remove_directory,
-    rows_are_intact,
     write_rows,
 )
 
@@ -103,7 +103,7 @@ def _is_stored(path: Path, chunk: Chunk) -> bool:
     if not path.exists() and not path.is_symlink():
         return False
     try:
-        if rows_are_intact(path) and len(read_rows(path)) == chunk.stop - chunk.start:
+        if is_whole(path) and len(read_rows(path)) == chunk.stop - chunk.start:
             return True
     except InputError:
         pass

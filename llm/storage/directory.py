@@ -76,7 +76,7 @@ class RunDirectory:
         """Appends a line, unless that iteration has one already."""
         rows = self.metrics()
         if all(old["iteration"] != row["iteration"] for old in rows):
-            write_rows(self.path / "metrics.jsonl", [*rows, row])
+            write_rows(self.path / "metrics.jsonl", [*rows, row], hashed=True)
 
     def adapter(self, s: int) -> Path:
         """The adapter of iterate π_s, s = 1, 2, …, trained in iteration s − 1."""
@@ -95,6 +95,16 @@ class RunDirectory:
         begun = max((int(name) for name in names if name.isdecimal()), default=0)
         adapters = [self.adapter(s) for s in range(1, max(begun, self.trained()) + 1)]
         return [path for path in adapters if not (path / "adapter_model.safetensors").is_file()]
+
+    def check_entries(self) -> None:
+        """Raises InputError for pipes, broken links, and files in the place of directories."""
+        for path in sorted(self.path.rglob("*")):
+            if not path.is_file() and not path.is_dir():
+                raise InputError(f"{path}: neither a file nor a directory; delete {path}")
+        for pattern in ("iterations", "reference", "reference/*", "iterations/*", "iterations/*/*"):
+            for path in sorted(self.path.glob(pattern)):
+                if not path.suffix and not path.is_dir():
+                    raise InputError(f"{path}: not a directory; delete {path}")
 
     def _provenance_with(self, start: Record) -> str:
         """The text of provenance.json with one more start. Raises InputError."""
@@ -116,11 +126,11 @@ class RunDirectory:
             raise InputError(
                 f"output_dir={self.path}: cannot be created ({error.strerror}); give another one"
             ) from None
+        log_file = self.path / "run.log"
         try:
-            log = (self.path / "run.log").open("a", encoding="utf-8")
+            log = log_file.open("a", encoding="utf-8")
         except OSError as error:
-            log = self.path / "run.log"
-            raise InputError(f"{log}: cannot be written ({error.strerror})") from None
+            raise InputError(f"{log_file}: cannot be written ({error.strerror})") from None
         try:
             with log as stream:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -168,6 +178,7 @@ def find_run(config: TrainConfig) -> RunDirectory:
         )
     check_writable(path)
     run = RunDirectory(path)
+    run.check_entries()
     if not run.finished_for(config.iterations) and (missing := run.missing()):
         raise InputError(
             f"output_dir={path}: {missing[0]} is missing, and later iterations start from it; put "

@@ -22,9 +22,14 @@ TEMPORARY = ".tmp"
 DAMAGED = "is damaged; restore the file, or start anew in another output_dir"
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file atomically: temporary name, flush to disk, rename."""
+def write_text(path: Path, text: str, *, hashed: bool = False) -> None:
+    """Writes a file atomically: temporary name, flush to disk, rename.
+
+    `hashed`: with the hash of the file beside it, for `is_whole`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if hashed:
+        _write_hash(path, text)
     temporary = _temporary(path)
     with temporary.open("x", encoding="utf-8") as stream:
         stream.write(text)
@@ -86,14 +91,23 @@ def is_intact(directory: Path, name: str = CHECKSUMS) -> bool:
 
 
 def _sha256(file: Path) -> str:
+    """Raises OSError for what is no regular file: a pipe would be waited for."""
+    if not file.is_file():
+        raise FileNotFoundError(file)
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def remove_directory(path: Path) -> None:
-    """Removes a directory atomically: its name is gone before its content is."""
+    """Removes a directory atomically: its name is gone before its content is.
+
+    Also a file or a link in its place; what a link refers to is kept.
+    """
+    removed = path.with_name(path.name + ".removed")
+    for place in (path, removed):
+        if place.is_symlink() or place.is_file():
+            place.unlink()
     if path.exists():
-        removed = path.with_name(path.name + ".removed")
         shutil.rmtree(removed, ignore_errors=True)
         path.rename(removed)
         _flush_directory(path.parent)
@@ -103,46 +117,68 @@ def remove_directory(path: Path) -> None:
 def write_rows(path: Path, rows: Iterable[Record], *, hashed: bool = False) -> None:
     """Writes JSON lines; floats are read back bit for bit.
 
-    `hashed`: with the hash of the file beside it, for `rows_are_intact`.
+    `hashed`: with the hash of the file beside it, for `is_whole`.
     """
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    if hashed:  # first: a hash without its file does no harm
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_suffix(".sha256").write_text(hashlib.sha256(text.encode()).hexdigest() + "\n")
-    write_text(path, text)
+    write_text(path, text, hashed=hashed)
 
 
-def rows_are_intact(path: Path) -> bool:
-    """Whether a file has the hash beside it; True without one, as in earlier versions."""
+def _write_hash(path: Path, text: str) -> None:
+    """Writes the hash of a file that is about to be written, after that of the file it replaces:
+    a kill between the two leaves a file with one of its hashes.
+    """
+    hashes = [_sha256(path)] if path.is_file() else []
+    hashes.append(hashlib.sha256(text.encode()).hexdigest())
+    temporary = _temporary(path)
+    temporary.write_text("".join(f"{found}\n" for found in hashes))
+    os.replace(temporary, path.with_suffix(".sha256"))
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file has a hash that stands beside it; True without one, as in earlier versions."""
     hashed = path.with_suffix(".sha256")
-    return not hashed.exists() or (path.is_file() and hashed.read_text().strip() == _sha256(path))
+    if not hashed.exists() and not hashed.is_symlink():
+        return True
+    try:
+        return _sha256(path) in _read_text(hashed).split()
+    except (InputError, OSError):
+        return False
 
 
 def read_rows(path: Path) -> list[Record]:
     """Reads what `write_rows` wrote; an empty list if there is no file.
 
-    Raises InputError naming the line that is not a JSON object.
+    Raises InputError naming the line that is not a JSON object, or the file if its hash differs.
     """
-    if not path.exists():
-        return []
     rows = []
     # Split at "\n" only: responses may contain U+2028.
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+    for number, line in enumerate(_read_text(path).split("\n") if path.exists() else [], start=1):
         if line:
             row = _parsed(line, f"{path}:{number}")
             if not isinstance(row, dict):
                 raise InputError(f"{path}:{number}: {DAMAGED}")
             rows.append(row)
+    _check_whole(path)
     return rows
 
 
 def read_json(path: Path, default: Any) -> Any:
     """The content of a JSON file; `default` if there is no file. Raises InputError."""
-    return _parsed(_read_text(path), str(path)) if path.exists() else default
+    content = _parsed(_read_text(path), str(path)) if path.exists() else default
+    _check_whole(path)
+    return content
+
+
+def _check_whole(path: Path) -> None:
+    """Raises InputError unless a file, if a hash stands beside it, has that hash."""
+    if not is_whole(path):
+        raise InputError(f"{path}: {DAMAGED}")
 
 
 def _read_text(path: Path) -> str:
     try:
+        if not path.is_file():  # a pipe would be waited for
+            raise FileNotFoundError(path)
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         raise InputError(f"{path}: {DAMAGED}") from None
