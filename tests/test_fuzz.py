@@ -277,7 +277,7 @@ def nash(path: Path, *words: str) -> tuple[Ended, dict[str, Any] | None]:
 endings = st.sampled_from([".csv", ".csv", ".txt", ".json", ".npy"])
 
 
-@campaign(400)
+@campaign(300)
 @given(st.data())
 def test_a_table_is_read_as_it_was_meant(data) -> None:
     """With any labels and layout; it may be refused only where its labels leave two readings."""
@@ -315,7 +315,7 @@ def check_labels(path: Path, table: Table) -> None:
         assert found == stripped
 
 
-@campaign(300)
+@campaign(200)
 @given(st.data())
 def test_a_spoiled_table_is_refused(data) -> None:
     """One entry off the diagonal that is no number, or a row of another length."""
@@ -397,7 +397,7 @@ files = st.one_of(
 )
 
 
-@campaign(500)
+@campaign(300)
 @given(st.data())
 def test_any_bytes_are_a_table_or_are_refused(data) -> None:
     """Whatever is solved has policies of its own size whose gap is the printed one."""
@@ -424,7 +424,7 @@ def test_any_bytes_are_a_table_or_are_refused(data) -> None:
                 check_equilibrium(record, game.payoff, kind != "zero_sum")
 
 
-@campaign(30)
+@campaign(20)
 @given(st.data())
 def test_rules_on_a_table(data) -> None:
     """`solve` and `compare`: the gap is that of the policy in the table that was meant."""
@@ -655,7 +655,7 @@ def check_configuration(made: dict[str, Any], config: str, asked: dict[str, str]
             assert is_asked(shown[name][word.removeprefix(f"{name}.")], asked[word], word)
 
 
-@campaign(600)
+@campaign(200)
 @given(st.sampled_from(SHIPPED), st.lists(overrides(), min_size=1, max_size=3))
 def test_words_of_the_command_line_are_the_configuration(config, given) -> None:
     asked = dict(given)
@@ -682,7 +682,7 @@ values = st.one_of(
 )
 
 
-@campaign(300)
+@campaign(150)
 @given(st.data())
 def test_a_yaml_file_is_the_configuration(data) -> None:
     """Fields on top of a shipped configuration, or any text."""
@@ -887,7 +887,7 @@ SMALL_TEXT = (
 data_files = st.sampled_from(["rows.jsonl", "rows.jsonl", "rows.json", "rows.csv"])
 
 
-@campaign(500)
+@campaign(120)
 @given(st.data())
 def test_prompts_are_those_of_the_file(data) -> None:
     """All of them, once, in their order, to the character; what is held out is not trained on."""
@@ -929,7 +929,7 @@ def allowed(reason: str, values: Any) -> bool:
     return "stored as text" in reason and odd
 
 
-@campaign(300)
+@campaign(100)
 @given(st.data())
 def test_pairs_are_those_of_the_file(data) -> None:
     """Chosen and rejected answers end with one end token, and are otherwise what was written."""
@@ -994,7 +994,7 @@ def ended_text(text: str | None) -> str:
     return text.split("</s>")[0] + "</s>"
 
 
-@campaign(300)
+@campaign(80)
 @given(st.data())
 def test_any_bytes_are_prompts_or_are_refused(data) -> None:
     """A file that is read has a prompt for each of its rows."""
@@ -1126,7 +1126,7 @@ def result(run: Path) -> tuple[str, list[dict[str, Any]]]:
     return hashlib.sha256(weights).hexdigest(), kept
 
 
-@campaign(60)
+@campaign(40)
 @given(data=st.data())
 def test_a_damaged_run_ends_as_the_undamaged_or_names_the_damage(data, stored_runs) -> None:
     """The same command gives the same adapter and metrics, or a line that names what is damaged.

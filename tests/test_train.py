@@ -800,3 +800,9 @@ def test_styles_settle_with_a_regulariser_and_cycle_without(tmp_path: Path) -> N
     assert np.abs(settled[-5:].mean(0) - star).max() < 0.08
     # Each style has its day: seen .76, .72 and .96.
     assert (cycling[:, :3].max(0) > 0.55).all()
+
+
+def test_an_infinite_step_size_is_text_in_the_plan(tmp_path: Path) -> None:
+    words = ["--config", "embedded-text", "--dry-run", "--json", str(tmp_path / "plan.json")]
+    assert main([*words, "recipe=dpo", f"output_dir={tmp_path / 'run'}"]) == 0
+    assert json.loads((tmp_path / "plan.json").read_text())["eta"] == "inf"
