@@ -419,5 +419,5 @@ def test_a_field_given_twice_is_refused(tmp_path: Path, text: str) -> None:
 
 
 def test_a_tag_that_does_not_fit_its_value_is_refused() -> None:
-    with pytest.raises(InputError, match="seed: .* is not a YAML value"):
+    with pytest.raises(InputError, match=r"seed: .* is not a YAML value"):
         load_config("embedded-game", ["seed=!!int ''"])

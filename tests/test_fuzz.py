@@ -1,7 +1,7 @@
 """Damaged, odd and hostile input: a command ends with a checked answer, or with one line.
 
-Four areas: files of tables, configurations, files of prompts and pairs, and run directories. An exit
-code of 0 is compared with what the test meant to ask for. NASHPLAY_FUZZ_EXAMPLES=N runs N random
+Four areas: files of tables, configurations, files of prompts and pairs, and run directories. An
+exit code of 0 is compared with what the test meant to ask for. NASHPLAY_FUZZ_EXAMPLES=N runs N random
 examples of each test instead of those that are always the same.
 """
 
@@ -114,7 +114,7 @@ class Table:
 
 @st.composite
 def tables(draw, plain: bool = False) -> Table:
-    """Tables of each kind with their payoffs; `plain`: with numbers and labels as most have them."""
+    """Tables of each kind with their payoffs; `plain`: with ordinary numbers and labels."""
     kind = draw(st.sampled_from(["preference", "skew", "wins", "zero_sum"]))
     m = draw(st.integers(2, 5))
     n = draw(st.integers(2, 5)) if kind == "zero_sum" else m
@@ -823,10 +823,7 @@ def rendered(value: Any) -> str | None:
     """A prompt as the model has to see it; None for one that has to be refused."""
     if isinstance(value, str):
         stored = _stored(value)
-        if stored is None:
-            value = [{"role": "user", "content": value}]
-        else:
-            value = stored
+        value = [{"role": "user", "content": value}] if stored is None else stored
     if not isinstance(value, list) or not all(
         isinstance(turn, dict)
         and isinstance(turn.get("role"), str)
