@@ -97,7 +97,7 @@ def _delimiter(text: str) -> str:
 
     If none does, the first that occurs on the first line.
     """
-    unquoted = re.sub(r'"(?:[^"]|"")*"', "", text)
+    unquoted = re.sub(r'"(?:[^"]|"")*"', '""', text)
     lines = [line for line in unquoted.split("\n") if line.strip()]
     for mark in "\t;,":
         counts = {line.count(mark) for line in lines}

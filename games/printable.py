@@ -20,6 +20,18 @@ def printable(text: str) -> str:
     )
 
 
+def one_line(text: str) -> str:
+    r"""The text on one line: control characters, line feeds and tabs as escapes.
+
+    For messages, in which a label or a path may hold a line feed.
+
+    >>> one_line("a\nb")
+    'a\\nb'
+    """
+    escapes = {"\n": r"\n", "\t": r"\t", "\u2028": r"\u2028", "\u2029": r"\u2029"}
+    return "".join(escapes.get(char, char) for char in printable(text))
+
+
 # Control characters, surrogates that do not encode, and format characters such as U+202E.
 _CONTROLS = ("Cc", "Cs", "Cf")
 

@@ -11,11 +11,12 @@ responses are sampled, and μ is the model without its adapter.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from games.errors import InputError
 from llm.config.help import describe
@@ -113,7 +114,7 @@ def _plan(config: TrainConfig, target: str | None) -> None:
     from llm.storage.files import write_text
 
     plan = print_plan(config, Console(stderr=target == "-"))
-    text = json.dumps(plan, indent=1) + "\n"
+    text = json.dumps(_finite(plan), indent=1, allow_nan=False) + "\n"
     if target == "-":
         sys.stdout.write(text)
     elif target is not None:
@@ -121,6 +122,15 @@ def _plan(config: TrainConfig, target: str | None) -> None:
             write_text(Path(target), text)
         except OSError as error:
             raise InputError(f"--json {target}: cannot be written ({error.strerror})") from error
+
+
+def _finite(value: Any) -> Any:
+    """The value with infinity and NaN, which JSON does not have, as text that a field takes."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _configs(source: str | None, overrides: Sequence[str]) -> list[TrainConfig]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from games import InputError, startup, zoo
 from games.loading import KINDS
-from games.printable import printable
+from games.printable import one_line
 
 from .claims.parser import add_parser as add_claims
 from .console import Parser, forget_output, output_stopped, prepare_streams, unexpected
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = _parser().parse_args((sys.argv[1:] if argv is None else argv) or ["compare"])
         return _command(args.command)(args)
     except InputError as error:
-        print(f"solvers: {printable(str(error))}", file=sys.stderr)
+        print(f"solvers: {one_line(str(error))}", file=sys.stderr)
         return 2
     except MemoryError:
         print("solvers: this game does not fit into memory; take a smaller one", file=sys.stderr)
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not isinstance(error, BrokenPipeError):
                 print(f"solvers: output stopped: {error.strerror}", file=sys.stderr)
             return 1
-        print(f"solvers: {printable(unexpected(error))}", file=sys.stderr)
+        print(f"solvers: {one_line(unexpected(error))}", file=sys.stderr)
         return 70
 
 

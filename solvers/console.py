@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from games.errors import InputError
-from games.printable import printable
+from games.printable import one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -71,7 +71,7 @@ def unexpected(error: Exception) -> str:
 
 def print_path(console: Console, path: Path) -> None:
     """Prints a path on a line of its own, without wrapping."""
-    print(printable(str(path)), file=console.file, flush=True)
+    print(one_line(str(path)), file=console.file, flush=True)
 
 
 class ProgressBar:

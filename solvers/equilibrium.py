@@ -152,11 +152,12 @@ def equilibrium(
 
 def _wide(payoff: np.ndarray) -> np.ndarray:
     """(..., m, n) -> (...,): whether payoffs that matter are small relative to the range of all."""
+    # In eighths: neither the range of payoffs of 1e308 nor WIDE times the least overflows.
     size = np.abs(payoff)
-    extent = payoff.max(axis=(-1, -2)) - payoff.min(axis=(-1, -2))
-    counts = size > NOISE * extent[..., None, None]
+    extent = payoff.max(axis=(-1, -2)) / 8 - payoff.min(axis=(-1, -2)) / 8
+    counts = size / 8 > NOISE * extent[..., None, None]
     least = np.where(counts, size, np.inf).min(axis=(-1, -2))
-    return extent > WIDE * least
+    return extent / WIDE > least / 8
 
 
 def _tolerance(game: SymmetricGame | MatrixGame, found: Equilibrium, tau: float) -> np.ndarray:

@@ -664,3 +664,10 @@ def test_a_full_standard_output_is_one_line():
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1
     assert done.stderr.splitlines() == ["solvers: output stopped: No space left on device"]
+
+
+def test_values_near_the_largest_float_are_printed(cli, tmp_path):
+    path = write("large.csv", [[0.5, -1.8e294], [0.5, -1.8e294]])
+    assert cli("nash", path, "--as", "zero_sum")[0] == 0
+    path = write("skew.csv", [[0, 1.7e302], [-1.7e302, 0]])
+    assert cli("nash", path, "--as", "skew")[0] == 0

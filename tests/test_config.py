@@ -396,3 +396,28 @@ def test_aliases_that_expand_to_too_much_are_refused(tmp_path: Path) -> None:
         load_config(path)
     path.write_text("extends: embedded-game\nrule_options: &o {memory: 3}\nfit_options: {}\n")
     assert load_config(path).rule_options == {"memory": 3}
+
+
+def test_numbers_and_dates_in_text_fields_are_kept_as_written(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: embedded-game\noutput_dir: 1.10\ndata: {field: 2024-01-01}\n")
+    config = load_config(path, ["data.split=007", "seed=007"])
+    assert (config.output_dir, config.data.field, config.data.split) == (
+        "1.10",
+        "2024-01-01",
+        "007",
+    )
+    assert config.seed == 7
+
+
+@pytest.mark.parametrize("text", ["seed: 1\nseed: 2\n", "train: {epochs: 1, epochs: 2}\n"])
+def test_a_field_given_twice_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"extends: embedded-game\n{text}")
+    with pytest.raises(InputError, match="occurs twice"):
+        load_config(path)
+
+
+def test_a_tag_that_does_not_fit_its_value_is_refused() -> None:
+    with pytest.raises(InputError, match=r"seed: .* is not a YAML value"):
+        load_config("embedded-game", ["seed=!!int ''"])

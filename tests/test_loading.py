@@ -578,3 +578,8 @@ def test_bad_references(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         load_reference(path, 3)
     assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_quoted_cells_between_tabs(tmp_path: Path) -> None:
+    file = write(tmp_path, "game.csv", '"0.5"\t"0.25"\n"0.75"\t"0.5"\n')
+    assert load(file).payoff.tolist() == [[0.5, 0.25], [0.75, 0.5]]

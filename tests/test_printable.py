@@ -88,3 +88,10 @@ def test_an_error_reaches_the_log_without_control_characters(tmp_path: Path) -> 
 
 def escaping(prompts, responses):
     raise ValueError(ESCAPE)
+
+
+def test_a_message_with_a_line_feed_is_one_line(tmp_path: Path, capsys) -> None:
+    file = tmp_path / "game.csv"
+    file.write_text('ada,"two\nlines"\n0.5,x\n0.5,0.5\n')
+    assert solvers(["nash", f"{file}\n.csv"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1

@@ -531,3 +531,42 @@ def test_ignored_signals_stay_ignored() -> None:
             check_interrupted()
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+# --- other damage ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["iterations/001/used.json", "metrics.jsonl"])
+def test_another_digit_in_a_table_is_noticed(tmp_path: Path, three: Path, name: str) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(three, path)
+    shutil.rmtree(path / "final")
+    shutil.rmtree(path / "iterations" / "002" / "adapter")
+    file = path / name
+    file.write_text(re.sub(r"\d(?=[,}])", lambda d: str((int(d[0]) + 1) % 10), file.read_text()))
+    with pytest.raises((InputError, Interrupted), match=rf"{file}(:1)?: is damaged"):
+        run(path, "iterations=3")
+
+
+@pytest.mark.parametrize("name", ["run.log", "metrics.jsonl", "iterations/001/used.json"])
+def test_a_pipe_in_a_run_is_named_and_not_waited_for(
+    tmp_path: Path, three: Path, name: str
+) -> None:
+    path = tmp_path / "run"
+    shutil.copytree(three, path)
+    (path / name).unlink()
+    os.mkfifo(path / name)
+    with pytest.raises(InputError, match=rf"neither a file .* delete {path / name}"):
+        run(path, "iterations=3")
+
+
+def test_a_link_in_the_place_of_final_is_removed(tmp_path: Path, three: Path) -> None:
+    path, outside = tmp_path / "run", tmp_path / "outside"
+    shutil.copytree(three, path)
+    outside.mkdir()
+    (outside / "keep").write_text("years of work")
+    shutil.rmtree(path / "final")
+    (path / "final").symlink_to(outside)
+    run(path, "iterations=3")
+    assert adapter(path) == adapter(three)
+    assert (outside / "keep").exists()

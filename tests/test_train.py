@@ -81,7 +81,7 @@ KEYS = [
 ]
 
 
-PIECES = 29  # that such a run stores one by one
+PIECES = 34  # that such a run stores one by one
 
 
 class Killed(BaseException):
@@ -135,11 +135,14 @@ def test_a_run_directory_has_all_its_parts(whole: Path) -> None:
     here = whole / "iterations" / "001"
     assert sorted(p.name for p in here.iterdir()) == [
         "adapter",
-        "losses.json",
         "effective_step.json",
+        "effective_step.sha256",
+        "losses.json",
+        "losses.sha256",
         "preferences",
         "responses",
         "used.json",
+        "used.sha256",
     ]
     (first, *_) = (here / "responses" / "00000.jsonl").read_text().splitlines()
     row = json.loads(first)
@@ -861,3 +864,9 @@ def test_styles_settle_with_a_regulariser_and_cycle_without(tmp_path: Path) -> N
     assert np.abs(settled[-5:].mean(0) - star).max() < 0.08
     # Each style has its day: seen .76, .72 and .96.
     assert (cycling[:, :3].max(0) > 0.55).all()
+
+
+def test_an_infinite_step_size_is_text_in_the_plan(tmp_path: Path) -> None:
+    words = ["--config", "embedded-text", "--dry-run", "--json", str(tmp_path / "plan.json")]
+    assert main([*words, "recipe=dpo", f"output_dir={tmp_path / 'run'}"]) == 0
+    assert json.loads((tmp_path / "plan.json").read_text())["eta"] == "inf"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_origin
@@ -20,6 +21,7 @@ from llm.config.section import (
     name_problem,
     plain,
     shorten,
+    type_name,
     unknown_field,
     unsavable,
 )
@@ -102,18 +104,64 @@ def split_override(word: str) -> tuple[str, Any]:
     if not equals or not key:
         raise InputError(f"{word}: expected key=value, such as seed=1 or train.batch_size=32")
     try:
-        return key, _parse_yaml(text)
+        return key, _parse_yaml(text, key)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(
             f"{key}: {shorten(text)} is not a YAML value ({_first_line(error)})"
         ) from error
 
 
-def _parse_yaml(text: str) -> Any:
-    """The value of a YAML text. Raises YAMLError, ValueError or RecursionError."""
-    value = yaml.safe_load(text)
+def _parse_yaml(text: str, field: str = "") -> Any:
+    """The value of a YAML text, of one field or of a file. Raises YAMLError, ValueError or
+    RecursionError.
+
+    A number or date in a field that holds text is kept as it is written: output_dir=007.
+    """
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _prepare(node, field, set())
+        value = loader.construct_document(node)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise
+    except Exception as error:  # of a tag and a value that do not fit, such as !!int ''
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+    finally:
+        loader.dispose()
     _expanded_size(value, frozenset(), {})
     return value
+
+
+_TAG = "tag:yaml.org,2002:"
+
+
+def _prepare(node: yaml.Node, name: str, seen: set[int]) -> None:
+    """Marks numbers and dates in text fields as text. Raises ValueError for a key given twice."""
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.MappingNode):
+        keys = set()
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in keys:
+                    line = key.start_mark.line + 1
+                    raise ValueError(f"line {line}: the key {key.value!r} occurs twice")
+                keys.add(key.value)
+                _prepare(value, f"{name}.{key.value}" if name else key.value, seen)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _prepare(item, name, seen)
+    elif name in _text_fields() and node.tag.removeprefix(_TAG) in ("int", "float", "timestamp"):
+        node.tag = f"{_TAG}str"
+
+
+@functools.cache
+def _text_fields() -> frozenset[str]:
+    fields = all_fields(TrainConfig)
+    return frozenset(name for name, _, kind in fields if "str" in type_name(kind).split(" or "))
 
 
 # Values in a configuration, an alias counted as all that it stands for.

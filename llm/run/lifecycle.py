@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from games.errors import InputError
-from games.printable import printable
+from games.printable import one_line, printable
 from games.startup import INTERRUPTED
 from llm.config.schema import TrainConfig
 from llm.policy.interrupts import interruptible
@@ -183,5 +183,5 @@ def exit_code(command: Callable[[], int]) -> int:
 def _fail(message: str, code: int) -> int:
     """Prints the message, once for all processes."""
     if os.environ.get("RANK", "0") == "0":
-        print(f"error: {printable(message)}", file=sys.stderr)
+        print(f"error: {one_line(message)}", file=sys.stderr)
     return code

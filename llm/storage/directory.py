@@ -36,6 +36,7 @@ from llm.storage.files import (
     hash_file,
     hash_of,
     is_intact,
+    is_there,
     read_json,
     read_lines,
     read_rows,
@@ -109,6 +110,16 @@ class RunDirectory:
         adapters = [self.adapter(s) for s in range(1, max(begun, self.trained()) + 1)]
         return [path for path in adapters if not (path / "adapter_model.safetensors").is_file()]
 
+    def check_entries(self) -> None:
+        """Raises InputError for what is neither file nor directory: a pipe would be waited for.
+
+        Not among the chunks of a stage, which are computed again.
+        """
+        for pattern in ("*", "iterations/*", "iterations/*/*"):
+            for path in sorted(self.path.glob(pattern)):
+                if not path.is_file() and not path.is_dir():
+                    raise InputError(f"{path}: neither a file nor a directory; delete {path}")
+
     def _provenance_with(self, start: Record) -> str:
         """The text of provenance.json with one more start. Raises InputError."""
         path = self.path / "provenance.json"
@@ -161,6 +172,8 @@ def find_run(config: TrainConfig) -> RunDirectory:
     if config.fresh:
         return RunDirectory(next_free(path))
     kept = path / "config.yaml"
+    if is_there(kept):
+        RunDirectory(path).check_entries()
     if kept.is_file():
         stored = load_config(kept)
         if config.iterations < stored.iterations:

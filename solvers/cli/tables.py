@@ -146,9 +146,9 @@ def small(values: np.ndarray | float) -> str:
 
 def span(values: np.ndarray | float) -> str:
     """A number; of a batch, from the least to the greatest."""
-    rounded = np.round(values, 14) + 0.0  # no negative zero
-    ends = np.unique([np.min(rounded), np.max(rounded)])
-    return " to ".join(f"{end:.10g}" for end in ends)
+    ends = float(np.min(values)), float(np.max(values))
+    shown = (f"{0.0 if abs(end) < 1e-14 else end:.10g}" for end in ends)  # of rounding errors
+    return " to ".join(dict.fromkeys(shown))
 
 
 def _step_sizes(run: Run) -> str:
