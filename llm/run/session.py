@@ -18,7 +18,7 @@ from llm.data.examples import Prompt
 from llm.evaluation.curves import draw_curves
 from llm.evaluation.exact import EnumeratedGame, target_description
 from llm.evaluation.metrics import Evaluation, load_metrics, measure_all
-from llm.evaluation.report import Report, compare_responses
+from llm.evaluation.report import Report, compare_responses, rates_line
 from llm.policy.fitting import FitDataset, fit_policy
 from llm.policy.interrupts import check_interrupted
 from llm.policy.log_probs import PromptResponse
@@ -194,9 +194,8 @@ class Session:
         check_interrupted()
         for line in self._before_and_after():
             self.report.say(line)
-        rates = [f"{rate:.0f} {what}" for what, rate in self.stages.rates().items()]
-        if rates:
-            self.report.say(f"per second: {', '.join(rates)}")
+        if rates := self.stages.rates():
+            self.report.say(rates_line(rates))
         self.report.say(f"peak memory: {peak_memory():.2f} GiB")
         if self.world.is_main:
             picture = self.run.path / "curves.png"
