@@ -59,14 +59,15 @@ def run_training(config: TrainConfig, console: Console | None = None) -> RunDire
     from llm.run.session import Session
     from llm.run.setup import prepare
     from llm.run.stored_data import check_stored_prompts
+    from llm.run.tracking import tracked
 
     parts = prepare(config, world)
     source, rule, fit = parts.source, parts.rule, parts.fit
     check_stored_prompts(run, config, source, parts.prompts)
     for name in unsavable(config):
         report.say(f"{name}: an object without an import path, so that this run cannot be resumed")
-    with started(run, config, world, report):
-        session = Session(config, parts, run, world, report)
+    with started(run, config, world, report), tracked(config, run, world) as tracking:
+        session = Session(config, parts, run, world, report, tracking)
         stages = session.stages
         for t in session.iterations():
             session.measure(t)

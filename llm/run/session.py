@@ -25,6 +25,7 @@ from llm.policy.log_probs import PromptResponse
 from llm.policy.memory import out_of_memory, peak_memory
 from llm.run.budget import Budget
 from llm.run.setup import Parts, evaluation_prompts, target_lines
+from llm.run.tracking import Tracking
 from llm.sampling.engine import on_policy
 from llm.sampling.responses import Responses
 from llm.sources.base import TooFewItems
@@ -52,6 +53,7 @@ class Session:
     run: RunDirectory
     world: World
     report: Report
+    tracking: Tracking
     began: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -166,6 +168,7 @@ class Session:
                 temperature=self.config.sample.temperature,
                 world=self.world,
                 on_steps=advance,
+                on_logs=lambda step, logs: self.tracking.step(t, step, logs),
             )
         share = settings.epochs * (len(rows) - spare) / len(rows) / self.world.size
         tokens = sum(len(c) for row in rows.completions for c in row)
@@ -182,11 +185,13 @@ class Session:
         """The line of π_t in metrics.jsonl, and in the table."""
         if self.world.share(any(row["iteration"] == t for row in self.run.metrics())):
             return
-        row = {"iteration": t} | measure_all(self._evaluation(t), self.metrics)
+        evaluation = self._evaluation(t)
+        row = {"iteration": t} | measure_all(evaluation, self.metrics)
         row |= {"per_second": self.stages.rates(), "peak_memory_gib": peak_memory()}
         if self.world.is_main:
             self.run.add_metrics(row)
             self.report.row(row)
+            self.tracking.iteration(row, evaluation)
         self.world.barrier()
 
     def finish(self) -> None:
