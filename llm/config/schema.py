@@ -254,7 +254,7 @@ class FittingConfig(Section):
     arguments: dict[str, Any] = field(
         default_factory=dict,
         metadata=metadata(
-            "other transformers.TrainingArguments, passed as they are: bf16, deepspeed, fsdp, …"
+            "other transformers.TrainingArguments, passed as they are: bf16, deepspeed, …"
         ),
     )
 

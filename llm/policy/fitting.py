@@ -247,6 +247,13 @@ def training_arguments(
         made = TrainingArguments(**arguments | settings.arguments)
     except (ValueError, ImportError, TypeError) as error:
         raise InputError(f"train: {str(error).splitlines()[0]}") from error
+    if made.fsdp:
+        # On CPUs accelerate trains whole copies without a word; a model that is sharded stays so
+        # after the training, and rank 0 alone could not save its adapter.
+        raise InputError(
+            "train.arguments.fsdp: not supported: each process samples, scores and saves with "
+            "whole weights; leave it out"
+        )
     if made.n_gpu > 1:  # one GPU per process; no nn.DataParallel
         made._n_gpu = 1
     return made
