@@ -48,8 +48,9 @@ from typing import TextIO
 
 from rich.console import Console
 
-from llm.config.loading import shipped_configs
+from llm.config.loading import load_config, shipped_configs
 from llm.config.recipes import describe_recipes, recipes, with_recipe
+from llm.run.hub import check_hub_names
 from llm.run.lifecycle import exit_code, prepare_console
 from llm.storage.chunks import World
 from llm.train import run_training
@@ -72,17 +73,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(arguments: argparse.Namespace) -> int:
     """Results go to standard output, the progress of the runs to standard error."""
-    from llm.evaluation import comparison_report
-    from llm.run.comparison import compare
-    from solvers import plots
-
     source, words = arguments.config, list(arguments.overrides)
     if source is None:
         source = DEFAULT_CONFIG
         words.insert(0, f"iterations={DEFAULT_ITERATIONS}")
+    names = _names(arguments.recipes)
+    check_hub_names(load_config(source, words))
+
+    from llm.evaluation import comparison_report
+    from llm.run.comparison import compare
+    from solvers import plots
+
     if arguments.json not in (None, "-"):
         outputs.check_target(Path(arguments.json))
-    names = _names(arguments.recipes)
     lenient = arguments.recipes in (None, "all")
     found = compare(run_training, source, names, words, _console(sys.stderr), if_it_fits=lenient)
     world = World.join(dict(os.environ))

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from games.errors import InputError
 from llm.config.help import describe
-from llm.config.loading import load_config, shipped_configs, split_override
+from llm.config.loading import REQUIRED, load_config, shipped_configs, split_override
 from llm.config.schema import TrainConfig
 from llm.config.section import unsavable
+from llm.run.hub import check_hub_names
 from llm.run.lifecycle import exit_code, prepare_console, started
 from llm.storage.chunks import World
 from llm.storage.directory import RunDirectory, find_run
@@ -54,18 +55,20 @@ def run_training(config: TrainConfig, console: Console | None = None) -> RunDire
             report.say(line)
         return run
 
+    check_hub_names(config)
     # torch and transformers are imported here: help and bad configurations do not need them.
     from llm.run.session import Session
     from llm.run.setup import prepare
     from llm.run.stored_data import check_stored_prompts
+    from llm.run.tracking import tracked
 
     parts = prepare(config, world)
     source, rule, fit = parts.source, parts.rule, parts.fit
     check_stored_prompts(run, config, source, parts.prompts)
     for name in unsavable(config):
         report.say(f"{name}: an object without an import path, so that this run cannot be resumed")
-    with started(run, config, world, report):
-        session = Session(config, parts, run, world, report)
+    with started(run, config, world, report), tracked(config, run, world) as tracking:
+        session = Session(config, parts, run, world, report, tracking)
         stages = session.stages
         for t in session.iterations():
             session.measure(t)
@@ -93,9 +96,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(arguments: argparse.Namespace) -> int:
-    if arguments.json is not None and not (arguments.dry_run and arguments.config):
-        raise InputError("--json: goes with --dry-run and --config; add both, or leave it out")
-    for config in _configs(arguments.config, arguments.overrides):
+    configs = _configs(arguments.config, arguments.overrides)
+    if arguments.json is not None and not (arguments.dry_run and len(configs) == 1):
+        raise InputError(
+            "--json: goes with --dry-run and one run, as --config names it; add both, or leave it "
+            "out"
+        )
+    for config in configs:
         if arguments.dry_run:
             _plan(config, arguments.json)
         else:
@@ -109,6 +116,8 @@ def _plan(config: TrainConfig, target: str | None) -> None:
     import json
 
     from rich.console import Console
+
+    check_hub_names(config)
 
     from llm.run.plan import print_plan
     from llm.storage.files import write_text
@@ -137,11 +146,20 @@ def _configs(source: str | None, overrides: Sequence[str]) -> list[TrainConfig]:
     if source is not None:
         return [load_config(source, overrides)]
     given = dict(split_override(word) for word in overrides)
+    missing = [key for key in REQUIRED if given.get(key) is None]
+    if not missing:
+        return [load_config(None, overrides)]
+    if len(missing) < len(REQUIRED):
+        raise InputError(
+            f"{', '.join(missing)}: missing; without --config a run needs {', '.join(REQUIRED)}: "
+            "give them, or add --config"
+        )
     for key in given:
         if key not in DEFAULT_KEYS:
             raise InputError(
                 f"{key}: without --config only {', '.join(DEFAULT_KEYS)} can be given; add "
-                f"--config and one of {', '.join(shipped_configs())}, or a file"
+                f"--config and one of {', '.join(shipped_configs())}, or a file; or give "
+                f"{', '.join(REQUIRED)}"
             )
     root = given.pop("output_dir", None)
     shared = [f"{key}={value}" for key, value in given.items()]
@@ -155,7 +173,8 @@ def _parser() -> Parser:
     parser = Parser(
         prog="python -m llm.train",
         description="Self-play on a language model: sample, judge, fit, repeat. Without arguments: "
-        "the two embedded runs.",
+        "the two embedded runs. --config may be left out if model.path, data.path and judge.kind "
+        "are given.",
         epilog=f"fields:\n{describe()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

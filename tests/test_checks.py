@@ -28,7 +28,7 @@ from tests.tiny_models import save_causal_lm
         ("train.schedule=straight", r"train\.schedule=straight "),
         ("train.optimizer=lomo", r"train\.optimizer=lomo .*pip install lomo"),
         ("train.optimizer=adamw_bnb_8bit", r"train\.optimizer=adamw_bnb_8bit .*bitsandbytes"),
-        ("train.report_to=nope", r"train\.report_to=nope .*not supported"),
+        ("train.report_to=nope", r"train\.report_to=nope: not supported"),
         ("train.learning_rate=1e308", r"train\.learning_rate=1e\+308 "),
         (
             "train.arguments.dataloader_num_workers=-1",

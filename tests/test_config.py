@@ -25,6 +25,7 @@ from llm.config.schema import (
     TrainConfig,
 )
 from llm.config.section import flatten, unsavable
+from llm.train import _configs, main
 from solvers.divergences import NAMES, parse
 from solvers.fits import FITS, Proximal
 from solvers.rules import ALIASES, RULES
@@ -163,6 +164,22 @@ def test_a_configuration_that_is_no_regular_file_is_refused(tmp_path: Path) -> N
         load_config(tmp_path / "p.yaml")
     with pytest.raises(InputError, match=r"there is no file '.*q\.yaml'$"):
         load_config(tmp_path / "q.yaml")
+
+
+def test_without_a_file_the_words_are_the_configuration(capsys) -> None:
+    words = ["model.path=m", "data.path=d", "judge.kind=pairrm"]
+    assert load_config(None, words) == build()
+    assert load_config(None, [*words, "recipe=inpo"]).output_dir == "runs/train-inpo"
+    (config,) = _configs(None, [*words, "seed=3"])
+    assert (config.seed, config.output_dir) == (3, "runs/train")
+    with pytest.raises(InputError, match=r"^judge\.kind: missing"):
+        load_config(None, words[:2])
+    with pytest.raises(InputError, match=r"^data\.path, judge\.kind: missing; without --config"):
+        _configs(None, words[:1])
+    with pytest.raises(InputError, match=r"tau: without --config only iterations, .*judge\.kind$"):
+        _configs(None, ["tau=1"])
+    assert main(["--json", "-", "--dry-run"]) == 2
+    assert "--json: goes with --dry-run and one run" in capsys.readouterr().err
 
 
 def test_an_unknown_configuration_is_answered_with_the_nearest() -> None:

@@ -53,6 +53,25 @@ def read(path: Path | str, field: str = "prompt", **settings) -> tuple[Prompt, .
     return prompts
 
 
+def test_of_turns_without_roles_the_first_is_the_prompt(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"turns": ["Name a river.", "And a lake."]}, {"turns": ["Name a hill."]}]  # MT-Bench
+    path = write_jsonl(tmp_path / "question.jsonl", rows)
+    prompts = read(path, field="turns")
+    assert [prompt.messages for prompt in prompts] == [
+        ({"role": "user", "content": "Name a river."},),
+        ({"role": "user", "content": "Name a hill."},),
+    ]
+    assert "data.field=turns: 1 of 2 rows are lists of several turns" in caplog.text
+    write_jsonl(path, [{"turns": ["", "And a lake."]}])
+    with pytest.raises(InputError, match="the prompt in 'turns' is empty"):
+        read(path, field="turns")
+    write_jsonl(path, [{"turns": ["Name a river.", {"role": "user", "content": "a"}]}])
+    with pytest.raises(InputError, match="each message in 'turns' must be"):
+        read(path, field="turns")
+
+
 # --- formats --------------------------------------------------------------------------------------
 
 
@@ -134,7 +153,7 @@ def test_conversations_end_with_the_users_turn(tmp_path: Path) -> None:
         ("p.jsonl", '{"prompt": null}\n', r"p\.jsonl:1: 'prompt' is a NoneType"),
         ("p.jsonl", '{"prompt": []}\n', r"p\.jsonl:1: 'prompt' has no user message"),
         ("p.jsonl", '{"prompt": [{"role": "user"}]}', r"p\.jsonl:1: each message"),
-        ("p.jsonl", '{"prompt": ["hi"]}', r"p\.jsonl:1: each message"),
+        ("p.jsonl", '{"prompt": [1]}', r"p\.jsonl:1: each message"),
         ("p.jsonl", b'{"prompt": "a"}\n{"prompt": "\xff"}\n', r"p\.jsonl:2: not UTF-8"),
         ("p.json", '[\n{"prompt": "a"},\n', r"p\.json:3: not valid JSON.*\.jsonl"),
         ("p.json", '{"prompt": "a"}', r"p\.json: must be a list"),

@@ -33,7 +33,7 @@ from llm.evaluation.metrics import (
     load_metrics,
     measure_all,
 )
-from llm.evaluation.report import Report, table
+from llm.evaluation.report import Report, rates_line, table
 from llm.evaluation.statistics import Estimate, bleu, over_prompts, self_bleu
 from llm.run.comparison import compare
 from llm.train import main, run_training
@@ -347,6 +347,14 @@ def test_a_standard_error_is_shown_where_it_is_known() -> None:
     assert table(rows_of(0.5), [MINE])[2].split() == ["0", "0.500"]
     hidden = replace(MINE, show_error=False)
     assert table(rows_of(0.5, errors=0.1), [hidden])[2].split() == ["0", "0.500"]
+
+
+def test_rates_keep_three_digits_and_name_what_they_count() -> None:
+    rates = {"tokens sampled": 0.03149, "tokens trained": 12345.6, "comparisons": 2.0}
+    assert rates_line(rates) == (
+        "per second: 0.0315 tokens of responses sampled, 12346 tokens of prompts and responses "
+        "trained on, 2 comparisons"
+    )
 
 
 def test_a_column_of_what_is_unknown_at_first_stays_in_place() -> None:

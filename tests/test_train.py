@@ -460,6 +460,12 @@ def test_a_batch_that_the_processes_cannot_share_is_refused() -> None:
         fitting.accumulation(settings, 3)
 
 
+def test_sharding_is_refused_before_anything_is_sampled(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^train\.arguments\.fsdp: not supported"):
+        run(tmp_path / "run", "train.arguments.fsdp=full_shard")
+    assert not (tmp_path / "run").exists()
+
+
 # --- other configurations, rules, fits and judges -------------------------------------------------
 
 

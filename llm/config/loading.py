@@ -29,21 +29,30 @@ from llm.config.section import (
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
-def load_config(source: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+# Without them there is no run; with them a configuration needs no file.
+REQUIRED = ("model.path", "data.path", "judge.kind")
+
+
+def load_config(source: str | Path | None, overrides: Sequence[str] = ()) -> TrainConfig:
     """The configuration with a shipped name or from a YAML file, changed by `key=value` words.
 
+    With `None` the words are the configuration: they must give the fields `REQUIRED`.
     `recipe=NAME` among the words applies a recipe to the file; the other words take precedence over
     it. In a file, `extends: NAME|FILE` names a configuration whose fields it overrides, and
     `recipe: NAME` a recipe that is applied between the two. The default `output_dir` is
-    runs/<name>, or runs/<name>-<recipe>. Raises InputError for anything unknown or malformed.
+    runs/<name>, or runs/<name>-<recipe>; the name is `train` without a file. Raises InputError for
+    anything unknown, malformed or missing.
     """
-    path = find_config(source)
-    values = _read(path)
+    if source is None:
+        name, values = "train", {}
+    else:
+        path = find_config(source)
+        name, values = path.stem, _read(path)
     given = [(word, *split_override(word)) for word in overrides]
     chosen = [value for _, key, value in given if key == "recipe"][-1:]
-    for name in chosen:
-        values = with_recipe(values, name)
-    values.setdefault("output_dir", f"runs/{'-'.join([path.stem, *chosen])}")
+    for recipe in chosen:
+        values = with_recipe(values, recipe)
+    values.setdefault("output_dir", f"runs/{'-'.join([name, *chosen])}")
     for word, key, _ in given:
         if key != "recipe":
             _override(values, word)

@@ -246,12 +246,15 @@ class FittingConfig(Section):
         "optimizer steps between checkpoints within an iteration", 50, at_least=1, may_change=True
     )
     report_to: str = option(
-        "experiment tracker of transformers: none, tensorboard, wandb, …", "none", may_change=True
+        "experiment tracker: none, tensorboard, wandb, trackio, or another one of accelerate; a "
+        "training is one tracked run",
+        "none",
+        may_change=True,
     )
     arguments: dict[str, Any] = field(
         default_factory=dict,
         metadata=metadata(
-            "other transformers.TrainingArguments, passed as they are: bf16, deepspeed, fsdp, …"
+            "other transformers.TrainingArguments, passed as they are: bf16, deepspeed, …"
         ),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from games.errors import InputError
 from llm.config.schema import DataConfig
 from llm.data.formats import READERS, RawRow, dataset_rows
 from llm.data.templates import template_text
+
+logger = logging.getLogger(__name__)
 
 Message = dict[str, str]
 
@@ -59,8 +62,8 @@ def read_examples(data: DataConfig) -> Examples:
     `data.path` is a .jsonl, .json, .csv or .parquet file, a dataset directory or a Hub dataset;
     only datasets have splits. Columns contain strings, or conversations as lists of {"role",
     "content"}: the prompt ends with the user's last turn, the response is the assistant's turn
-    after it. Raises InputError, with the file and line, for everything that can be checked without
-    a tokenizer.
+    after it. Of a list of strings the first is the prompt. Raises InputError, with the file and
+    line, for everything that can be checked without a tokenizer.
     """
     splits = [name.strip() for name in data.split.split(",")]
     if repeated := [name for name in splits if splits.count(name) > 1]:
@@ -95,14 +98,27 @@ def _read_split(data: DataConfig, split: str) -> list[Prompt]:
         rows = reader(file, columns)
     else:
         rows = dataset_rows(data.path, columns, split)
-    prompts = [_prompt(row, data, where) for where, row in rows]
+    prompts, cut = [], 0
+    for where, row in rows:
+        prompts.append(_prompt(row, data, where))
+        cut += _has_plain_turns(row[data.field]) and len(row[data.field]) > 1
     if not prompts:
         raise InputError(f"data.path={data.path}: contains no prompts; give at least one")
+    if cut:
+        logger.warning(
+            "data.field=%s: %d of %d rows are lists of several turns without roles; only the first "
+            "turn of each is the prompt",
+            data.field,
+            cut,
+            len(prompts),
+        )
     return prompts
 
 
 def _prompt(row: RawRow, data: DataConfig, where: str) -> Prompt:
     value = _content(row, data.field, where)
+    if _has_plain_turns(value):
+        value = value[0]
     if isinstance(value, str):
         if data.field in (data.answer, data.rejected):
             key = "data.answer" if data.field == data.answer else "data.rejected"
@@ -127,6 +143,14 @@ def _prompt(row: RawRow, data: DataConfig, where: str) -> Prompt:
     if data.rejected is not None:
         answers.append(_answer(row, data.rejected, asked, data.field, where))
     return Prompt(asked, where, answer_texts=tuple(answers))
+
+
+def _has_plain_turns(value: Any) -> bool:
+    """Whether a value is a list of strings: turns without roles, as MT-Bench's `turns`.
+
+    The first is the user's, whether the others are the user's too or alternate.
+    """
+    return isinstance(value, list) and bool(value) and all(isinstance(turn, str) for turn in value)
 
 
 def _content(row: RawRow, column: str, where: str) -> Any:

@@ -201,6 +201,21 @@ class Report:
         self.progress.remove_task(task)
 
 
+# What the keys of `per_second` in metrics.jsonl count.
+COUNTED = {
+    "tokens sampled": "tokens of responses sampled",
+    "tokens scored": "tokens of prompts and responses scored",
+    "tokens trained": "tokens of prompts and responses trained on",
+}
+
+
+def rates_line(rates: Mapping[str, float]) -> str:
+    """{what: amount per second} as a line, with three digits however small a rate is."""
+    shown = {what: format(rate, ".0f" if rate >= 100 else ".3g") for what, rate in rates.items()}
+    each = [f"{number} {COUNTED.get(what, what)}" for what, number in shown.items()]
+    return f"per second: {', '.join(each)}"
+
+
 def compare_responses(reference: Sequence[Record], last: Sequence[Record]) -> list[str]:
     """Three prompts, each with a response of μ and one of the final policy."""
     lines = []

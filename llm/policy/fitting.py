@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -156,11 +156,12 @@ class _Checkpoints(TrainerCallback):
         self,
         world: World,
         on_steps: Callable[[int], object],
+        on_logs: Callable[[int, Mapping[str, Any]], object],
         should_stop: Callable[[], bool],
         start: float,
     ) -> None:
-        self.world, self.on_steps, self.should_stop = world, on_steps, should_stop
-        self.start = start
+        self.world, self.on_steps, self.on_logs = world, on_steps, on_logs
+        self.should_stop, self.start = should_stop, start
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.on_steps(state.global_step)
@@ -171,6 +172,7 @@ class _Checkpoints(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        self.on_logs(state.global_step, logs or {})
         check_losses([line["loss"] for line in state.log_history if "loss" in line], self.start)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -225,7 +227,7 @@ def training_arguments(
         "max_grad_norm": settings.max_grad_norm,
         "save_steps": settings.save_steps,
         "save_total_limit": 2,  # the last one stays while the next is written
-        "report_to": settings.report_to,
+        "report_to": "none",  # it would make a tracked run of every iteration: llm.run.tracking
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
         "disable_tqdm": True,
@@ -247,6 +249,13 @@ def training_arguments(
         made = TrainingArguments(**arguments | settings.arguments)
     except (ValueError, ImportError, TypeError) as error:
         raise InputError(f"train: {str(error).splitlines()[0]}") from error
+    if made.fsdp:
+        # On CPUs accelerate trains whole copies without a word; a model that is sharded stays so
+        # after the training, and rank 0 alone could not save its adapter.
+        raise InputError(
+            "train.arguments.fsdp: not supported: each process samples, scores and saves with "
+            "whole weights; leave it out"
+        )
     if made.n_gpu > 1:  # one GPU per process; no nn.DataParallel
         made._n_gpu = 1
     return made
@@ -264,9 +273,11 @@ def fit_policy(
     temperature: float = 1.0,
     world: World = World(),  # noqa: B008 - frozen
     on_steps: Callable[[int], object] = lambda more: None,
+    on_logs: Callable[[int, Mapping[str, Any]], object] = lambda step, logs: None,
 ) -> list[float]:
     """Trains π_θ on the rows; the loss of each optimizer step. `start` is the loss of π_t.
 
+    on_steps(n) is called after every n steps, on_logs(step, logs) with what the Trainer logs.
     Continues from the last complete checkpoint in `directory`. Raises FloatingPointError if the
     loss diverges, and KeyboardInterrupt, after a checkpoint, on a signal.
     """
@@ -280,7 +291,7 @@ def fit_policy(
         args=training_arguments(settings, directory, world, seed[0], policy.device.type == "cpu"),
         train_dataset=ordered,
         data_collator=lambda batch: batch_of(batch, policy.pad_token_id, dtype),
-        callbacks=[_Checkpoints(world, on_steps, lambda: interrupted(), start)],
+        callbacks=[_Checkpoints(world, on_steps, on_logs, lambda: interrupted(), start)],
         loss=lambda model, batch: batch_loss(model, batch, fit, temperature, lam, regularizer),
     )
     trainer.remove_callback(PrinterCallback)

@@ -24,11 +24,12 @@ from games.errors import InputError
 from llm.config.schema import FittingConfig, TrainConfig
 from llm.policy.devices import named_device
 from llm.policy.fitting import FitTrainer, training_arguments
+from llm.run.tracking import check_tracker
 from llm.storage.chunks import World
 from llm.storage.files import is_disk_error
 
 # Arguments of the Trainer that a run sets itself, and those that would publish its checkpoints.
-RESERVED = ("output_dir", "num_train_epochs", "push_to_hub", "resume_from_checkpoint")
+RESERVED = ("output_dir", "num_train_epochs", "push_to_hub", "resume_from_checkpoint", "report_to")
 # With these the Trainer needs several processes or the model itself: they are not tried out.
 UNTRIED = ("deepspeed", "fsdp", "fsdp_config", "parallelism_config", "optim_target_modules")
 COMPILED = "torch_compile"  # compiling takes longer than all other checks
@@ -42,6 +43,7 @@ def check_settings(config: TrainConfig) -> None:
     # A configuration for a GPU can be checked on a machine without one.
     given = None if name is not None and name.startswith("cuda") else name
     device = named_device("model.device", given)
+    check_tracker(config.train.report_to)
     check_training(config.train, config.seed, device.type == "cpu")
 
 

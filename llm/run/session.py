@@ -18,13 +18,14 @@ from llm.data.examples import Prompt
 from llm.evaluation.curves import draw_curves
 from llm.evaluation.exact import EnumeratedGame, target_description
 from llm.evaluation.metrics import Evaluation, StepMade, load_metrics, measure_all
-from llm.evaluation.report import Report, compare_responses
+from llm.evaluation.report import Report, compare_responses, rates_line
 from llm.policy.fitting import FitDataset, fit_policy
 from llm.policy.interrupts import check_interrupted
 from llm.policy.log_probs import PromptResponse
 from llm.policy.memory import out_of_memory, peak_memory
 from llm.run.budget import Budget
 from llm.run.setup import Parts, evaluation_prompts, target_lines
+from llm.run.tracking import Tracking
 from llm.sampling.engine import on_policy
 from llm.sampling.responses import Responses
 from llm.sources.base import TooFewItems
@@ -55,6 +56,7 @@ class Session:
     run: RunDirectory
     world: World
     report: Report
+    tracking: Tracking
     began: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -169,6 +171,7 @@ class Session:
                 temperature=self.config.sample.temperature,
                 world=self.world,
                 on_steps=advance,
+                on_logs=lambda step, logs: self.tracking.step(t, step, logs),
             )
         share = settings.epochs * (len(rows) - spare) / len(rows) / self.world.size
         tokens = sum(len(c) for row in rows.completions for c in row)
@@ -206,11 +209,13 @@ class Session:
         """The line of π_t in metrics.jsonl, and in the table."""
         if self.world.share(any(row["iteration"] == t for row in self.run.metrics())):
             return
-        row = {"iteration": t} | measure_all(self._evaluation(t), self.metrics)
+        evaluation = self._evaluation(t)
+        row = {"iteration": t} | measure_all(evaluation, self.metrics)
         row |= {"per_second": self.stages.rates(), "peak_memory_gib": peak_memory()}
         if self.world.is_main:
             self.run.add_metrics(row)
             self.report.row(row)
+            self.tracking.iteration(row, evaluation)
         self.world.barrier()
 
     def finish(self) -> None:
@@ -218,9 +223,8 @@ class Session:
         check_interrupted()
         for line in self._before_and_after():
             self.report.say(line)
-        rates = [f"{rate:.0f} {what}" for what, rate in self.stages.rates().items()]
-        if rates:
-            self.report.say(f"per second: {', '.join(rates)}")
+        if rates := self.stages.rates():
+            self.report.say(rates_line(rates))
         self.report.say(f"peak memory: {peak_memory():.2f} GiB")
         if self.world.is_main:
             picture = self.run.path / "curves.png"
