@@ -12,11 +12,12 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from games.errors import InputError
-from llm.config.schema import LoraConfig, ModelConfig
+from llm.config.schema import LoraConfig, ModelConfig, SampleConfig
 from llm.policy import log_probs as policy_module
 from llm.policy.loading import seeded
 from llm.policy.log_probs import PromptResponse, collate, sequence_log_probs, token_log_probs
 from llm.policy.model import Policy
+from llm.sampling.transformers_engine import sample
 from tests.tiny_models import byte_tokenizer, save_causal_lm, symbol_tokenizer
 
 ARCHITECTURES = ("mistral", "llama", "gpt2", "qwen2")
@@ -106,6 +107,26 @@ def test_log_probs_are_the_sum_over_the_response_by_hand(
     # float64 throughout; only the order of sums and the padding differ.
     assert ours.numpy() == pytest.approx(expected, rel=1e-12)
     assert ours.dtype == torch.float64
+
+
+@pytest.mark.parametrize("lora", [{}, {"train_lm_head": True}, {"target_modules": ["lm_head"]}])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_lm_head_is_not_copied_for_each_row(
+    checkpoints: Path, architecture: str, lora: dict
+) -> None:
+    """A frozen head on a slice of the hidden states is multiplied by one large matrix, not by B."""
+    if "target_modules" in lora and architecture in ("gpt2", "qwen2"):
+        pytest.skip("tied embeddings take no LoRA")
+    policy = load(checkpoints / architecture, lora=lora)
+    seen: list[torch.Tensor] = []
+    for module in policy.model.modules():
+        if isinstance(module, torch.nn.Linear) and module.out_features == 304:
+            module.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0]))
+    for adapter in (True, False):
+        policy.log_probs(COMPLETIONS, batch_size=4, adapter=adapter)
+        sample(policy, [[0, 40], [0, 50]], 2, SampleConfig(max_new_tokens=2), key=(0,))
+    assert seen
+    assert all(hidden.is_contiguous() for hidden in seen)
 
 
 def test_end_of_sequence_counts_and_a_cut_response_has_none(checkpoints: Path) -> None:

@@ -34,6 +34,7 @@ from llm.policy.loading import (
     check_finite,
     disable_dropout,
     fingerprint_of,
+    keep_head_input_contiguous,
     load_base_model,
     naming_field,
     padding_token_id,
@@ -100,6 +101,8 @@ class Policy:
         with seeded(seed, device):
             where = "lora.target_modules" if new else f"{given}/adapter_config.json"
             model = add_adapter(base, lora_config, where)
+        # After peft has wrapped the head: an adapter on it reads the hidden states, too.
+        keep_head_input_contiguous(model)
         policy = cls(
             model=model,
             tokenizer=tokenizer,
