@@ -14,6 +14,8 @@ from transformers import AutoModelForCausalLM
 from games.errors import InputError
 from llm.config.schema import LoraConfig, ModelConfig, SampleConfig
 from llm.policy import log_probs as policy_module
+from llm.policy import model as model_module
+from llm.policy import prompt_cache
 from llm.policy.loading import seeded
 from llm.policy.log_probs import PromptResponse, collate, sequence_log_probs, token_log_probs
 from llm.policy.model import Policy
@@ -107,6 +109,49 @@ def test_log_probs_are_the_sum_over_the_response_by_hand(
     # float64 throughout; only the order of sums and the padding differ.
     assert ours.numpy() == pytest.approx(expected, rel=1e-12)
     assert ours.dtype == torch.float64
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("window", [None, 6])
+def test_scoring_encodes_a_prompt_once_for_its_responses(
+    checkpoints: Path, architecture: str, window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if window is not None and architecture != "mistral":
+        pytest.skip("without a sliding window")
+    policy = perturb(load(checkpoints / architecture, dtype="float64"))
+    policy.model.get_base_model().config.sliding_window = window
+    prompts = [list(range(40, 60)), list(range(60, 78)), list(range(100, 130))]
+    rows = [
+        PromptResponse(prompt, list(range(70, 71 + 3 * k))) for k in range(4) for prompt in prompts
+    ]
+    encoded: list[int] = []
+    policy.model.get_input_embeddings().register_forward_hook(
+        lambda _, inputs, output: encoded.append(inputs[0].numel())
+    )
+    shared = policy.log_probs(rows, batch_size=12)
+    # 3 prompts of 29 columns, and 12 responses of 10 whose last token predicts nothing.
+    assert sum(encoded) == 3 * 29 + 12 * 10
+    monkeypatch.setattr(prompt_cache, "REPEATABLE", ())  # as for a cache that cannot be repeated
+    # float64: sums in another order.
+    assert policy.log_probs(rows, batch_size=12).numpy() == pytest.approx(shared.numpy(), rel=1e-12)
+    assert sum(encoded) > 12 * 30
+
+
+def test_a_batch_is_limited_by_its_logits(
+    checkpoints: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = perturb(load(checkpoints / "mistral"))
+    whole = policy.log_probs(COMPLETIONS, batch_size=4)
+    seen: list[int] = []
+    policy.model.get_output_embeddings().register_forward_hook(
+        lambda _, inputs, output: seen.append(output.numel())
+    )
+    monkeypatch.setattr(model_module, "LOGITS_OF_A_BATCH", (0, 8 * 304))
+    limited = policy.log_probs(COMPLETIONS, batch_size=4)
+    assert max(seen) <= 8 * 304
+    assert len(seen) > 1
+    # float32 sums of about -50 in another order.
+    assert limited.numpy() == pytest.approx(whole.numpy(), abs=5e-5)
 
 
 @pytest.mark.parametrize("lora", [{}, {"train_lm_head": True}, {"target_modules": ["lm_head"]}])

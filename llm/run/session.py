@@ -246,7 +246,10 @@ class Session:
             return stages.sample(directory, prompts, samples, (REFERENCE, 0), None, reference=True)
         directory = self.run.iteration(t) / "evaluation" / "responses"
         adapter = stages.iterates.adapter(t)
-        return stages.sample(directory, prompts, samples, (EVALUATION, t), adapter)
+        reference = stages.is_reference(t)
+        return stages.sample(
+            directory, prompts, samples, (EVALUATION, t), adapter, reference=reference
+        )
 
     def _reference_responses(
         self, t: int, prompts: Sequence[Prompt], update: Update
