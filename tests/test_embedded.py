@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -118,6 +119,35 @@ def test_embedded_names_become_paths_and_others_stay() -> None:
     assert answered == replace(
         game_data, path=str(HERE / "game" / "answers.jsonl"), answer="answer"
     )
+
+
+def test_there_are_400_different_instructions_of_5_to_25_words() -> None:
+    config = resolve(load_config("embedded-text", ["data.path=embedded:instructions"]))
+    prompts = [
+        row["prompt"] for row in map(json.loads, Path(config.data.path).read_text().splitlines())
+    ]
+    assert len(prompts) == 400
+    assert len({" ".join(prompt.lower().split()) for prompt in prompts}) == 400
+    assert all(5 <= len(prompt.split()) <= 25 for prompt in prompts)
+    # No series from a template: the first four words of a prompt begin at most five.
+    starts = Counter(" ".join(prompt.split()[:4]) for prompt in prompts)
+    assert max(starts.values()) <= 5
+    assert len(read_examples(config.data)) == 400
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.path=embedded:instructions", "model.path=.*prompts without a model; choose"),
+        ("model.path=embedded:mistral-7b", "model.path=.*without weights; choose"),
+        ("data.path=embedded:mistral-7b", "data.path=.*configuration without weights; choose"),
+        ("data.path=embedded:instructions", "data.answer=answer: .* has only prompts"),
+    ],
+)
+def test_embedded_names_of_the_wrong_kind_are_refused(override: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as refusal:
+        resolve(load_config("embedded-text", ["data.answer=answer", override]))
+    assert "\n" not in str(refusal.value)
 
 
 # --- the game -------------------------------------------------------------------------------------

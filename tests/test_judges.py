@@ -28,6 +28,7 @@ from games.errors import InputError
 from llm.config.registries import JUDGES as REGISTERED
 from llm.config.schema import JudgeConfig
 from llm.embedded.judges import JUDGES
+from llm.judges import sentiment
 from llm.judges.build import build_judge, check_judge_files
 from llm.judges.function import FunctionJudge
 from llm.judges.pairrm import pairrm_text
@@ -951,3 +952,39 @@ def test_a_name_the_hub_does_not_give_is_named() -> None:
 def test_options_that_do_not_fit_are_refused(kind, options, message, checkpoints) -> None:
     with pytest.raises(InputError, match=message):
         build_judge(kind, checkpoints["pairrm"], **options)
+
+
+# --- lexicons -------------------------------------------------------------------------------------
+
+TONES = ["A wonderful, happy day!", "A day at the river.", "A terrible, sad day."]
+
+
+@pytest.mark.parametrize("name", ["vader", "afinn"])
+def test_a_lexicon_prefers_the_positive_response(name: str) -> None:
+    """Bradley-Terry: the logit of P is the difference of two scores."""
+    judge = build_judge("callable", f"llm.judges.sentiment:{name}")
+    score = getattr(sentiment, f"{name}_score")
+    slope = getattr(sentiment, f"{name.upper()}_SLOPE")
+    scores = np.array([score(text) for text in TONES])
+    assert scores[0] > scores[1] == 0 > scores[2]
+    expected = expit(slope * (scores[:, None] - scores[None, :]))
+    np.testing.assert_allclose(judge(["?"], [TONES])[0], expected, rtol=0, atol=1e-12)
+
+
+def test_afinn_is_a_mean_over_words() -> None:
+    """Two of ten words have a valence in AFINN: happy 3 and wonderful 4."""
+    assert sentiment.afinn_score("so wonderful and happy a day by the river today") == 0.7
+    assert sentiment.afinn_score("") == 0
+
+
+def test_a_majority_of_three_criteria_is_cyclic() -> None:
+    """Each response beats the next on two of tone, brevity and variety."""
+    texts = [
+        "good good good good",  # the best tone and the least variety
+        "good day to you here now",  # the second tone, full variety, the longest
+        "no no no",  # the worst tone, the shortest
+    ]
+    scores = [sentiment.vader_score(text) for text in texts]
+    assert scores[0] > scores[1] > scores[2]
+    table = build_judge("callable", "llm.judges.sentiment:panel")(["?"], [texts])[0]
+    assert [table[0, 1], table[1, 2], table[2, 0]] == pytest.approx([2 / 3] * 3)

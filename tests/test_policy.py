@@ -20,7 +20,7 @@ from llm.policy.loading import seeded
 from llm.policy.log_probs import PromptResponse, collate, sequence_log_probs, token_log_probs
 from llm.policy.model import Policy
 from llm.sampling.transformers_engine import sample
-from tests.tiny_models import byte_tokenizer, save_causal_lm, symbol_tokenizer
+from tests.tiny_models import byte_tokenizer, save_causal_lm, save_gguf, symbol_tokenizer
 
 ARCHITECTURES = ("mistral", "llama", "gpt2", "qwen2")
 COMPLETIONS = [
@@ -584,6 +584,74 @@ def test_unreadable_checkpoint_is_refused_in_one_line(
         save_file(tensors, weights, metadata={"format": "pt"})
     with pytest.raises(InputError, match=r"model\.path=.*model") as caught:
         load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_gguf_file_is_the_checkpoint_that_it_was_made_of(
+    checkpoints: Path, tmp_path: Path
+) -> None:
+    """Configuration, tokenizer, chat template and weights come from the one file."""
+    file = save_gguf(checkpoints / "llama", tmp_path / "model.gguf")
+    original, policy = load(checkpoints / "llama"), load(file)
+    assert policy.model.dtype == torch.float32
+    assert policy.stop_ids == original.stop_ids
+    assert policy.context_length == original.context_length
+    chat = [{"role": "user", "content": "Name three rivers."}]
+    ids, expected = (
+        each.tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"]
+        for each in (policy, original)
+    )
+    assert ids == expected
+    # The same float32 weights: only the RMS norm's epsilon went through GGUF's float32.
+    torch.testing.assert_close(
+        policy.log_probs(COMPLETIONS, batch_size=4),
+        original.log_probs(COMPLETIONS, batch_size=4),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+    assert load(file, dtype="bfloat16").model.dtype == torch.bfloat16
+
+
+def test_a_quantized_gguf_file_is_unpacked_and_trained(checkpoints: Path, tmp_path: Path) -> None:
+    file = save_gguf(checkpoints / "llama", tmp_path / "model.gguf", quantized=True)
+    policy = load(file)
+    name = "model.layers.0.mlp.up_proj.base_layer.weight"
+    weights, exact = (
+        each.model.get_base_model().state_dict()[name]
+        for each in (policy, load(checkpoints / "llama"))
+    )
+    # Q8_0 rounds each block of 32 to 127 steps of its largest entry.
+    assert 0 < (weights - exact).abs().max() <= exact.abs().max() / 127
+    assert not getattr(policy.model.get_base_model(), "is_quantized", False)
+    perturb(policy).save_adapter(tmp_path / "adapter")
+    scores = policy.log_probs(COMPLETIONS, batch_size=4)
+    again = load(file, adapter=tmp_path / "adapter")
+    assert torch.equal(again.log_probs(COMPLETIONS, batch_size=4), scores)
+    merged = again.model.merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged").dtype == torch.float32
+    other = save_gguf(checkpoints / "llama", tmp_path / "other.gguf")
+    with pytest.raises(InputError, match="another base model"):
+        load(other, adapter=tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("damage", ["absent", "cut", "header", "text", "4bit"])
+def test_a_gguf_file_that_cannot_be_read_is_refused_in_one_line(
+    checkpoints: Path, tmp_path: Path, damage: str
+) -> None:
+    file, settings = tmp_path / "model.gguf", {}
+    if damage != "absent":
+        save_gguf(checkpoints / "llama", file)
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:-5000])
+    elif damage == "header":
+        file.write_bytes(file.read_bytes()[:500])
+    elif damage == "text":
+        file.write_text("no model")
+    elif damage == "4bit":
+        settings = {"load_in_4bit": True}
+    with pytest.raises(InputError, match=r"model\.(path=.*gguf|load_in_4bit)") as caught:
+        load(file, **settings)
     assert "\n" not in str(caught.value)
 
 

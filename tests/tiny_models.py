@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import gguf
+import numpy as np
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -113,3 +116,72 @@ def save_causal_lm(
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory
+
+
+GGUF_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "model.layers.": "blk.",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "post_attention_layernorm": "ffn_norm",
+    "input_layernorm": "attn_norm",
+}
+
+
+def save_gguf(source: Path, file: Path, *, quantized: bool = False) -> Path:
+    """Writes the llama checkpoint in `source` as llama.cpp does, in float32 or Q8_0."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(source)
+    model = AutoModelForCausalLM.from_pretrained(source)
+    config = model.config
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_vocab_size(config.vocab_size)
+    bpe = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(sorted(bpe["vocab"], key=bpe["vocab"].get))
+    writer.add_token_types(
+        [
+            gguf.TokenType.CONTROL if id in tokenizer.all_special_ids else gguf.TokenType.NORMAL
+            for id in range(len(tokenizer))
+        ]
+    )
+    writer.add_token_merges([" ".join(pair) for pair in bpe["merges"]])
+    writer.add_bos_token_id(tokenizer.bos_token_id)
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    writer.add_pad_token_id(tokenizer.pad_token_id)
+    writer.add_chat_template(tokenizer.chat_template)
+    heads = {
+        "q_proj": config.num_attention_heads,
+        "k_proj": config.num_key_value_heads,
+    }
+    for name, weight in model.state_dict().items():
+        table = weight.float().numpy()
+        for projection, count in heads.items():
+            if projection in name:  # llama.cpp rotates neighbouring pairs, transformers halves
+                halves = table.reshape(count, 2, -1, table.shape[1])
+                table = halves.swapaxes(1, 2).reshape(table.shape)
+        for ours, theirs in GGUF_NAMES.items():
+            name = name.replace(ours, theirs)
+        kind = gguf.GGMLQuantizationType.Q8_0 if quantized and table.ndim == 2 else None
+        if kind is not None:
+            table = gguf.quantize(np.ascontiguousarray(table), kind)
+        writer.add_tensor(name, np.ascontiguousarray(table), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file

@@ -42,8 +42,8 @@ class ModelConfig(Section):
 
     prefix: ClassVar[str] = "model."
     path: str = option(
-        "directory or Hub name of a causal language model in safetensors; embedded:game and "
-        "embedded:text are included in the package"
+        "directory or Hub name of a causal language model in safetensors, or a .gguf file; "
+        "embedded:game and embedded:text are included in the package"
     )
     adapter: str | None = option(
         "LoRA adapter of this base model that π_0 starts from (μ stays the base model); "
@@ -96,7 +96,7 @@ class DataConfig(Section):
     prefix: ClassVar[str] = "data."
     path: str = option(
         "prompts: a .jsonl, .json, .parquet or .csv file, a dataset directory or a Hub name; "
-        "embedded:game and embedded:text are included in the package"
+        "embedded:game, embedded:text and embedded:instructions are included in the package"
     )
     split: str = option(
         "split of a dataset; several splits, as in a,b,c, are used as the folds, in this order",

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GgufConfig, PreTrainedConfig
 from transformers.utils.hub import cached_file
 
 from games.errors import InputError
@@ -31,7 +31,8 @@ DTYPES = {
 
 
 HINTS = {
-    "model.path": "a directory or hub name with config.json, tokenizer and safetensors weights",
+    "model.path": "a directory or hub name with config.json, tokenizer and safetensors weights, or "
+    "a .gguf file",
     "model.random_from_config": "a directory with a config.json of a causal language model",
     "model.adapter": "a directory with a LoRA adapter as peft saves it",
 }
@@ -50,29 +51,51 @@ def naming_field(key: str, path: str | Path) -> Iterator[None]:
     """Turns a library's error about a checkpoint into one line that names the field."""
     try:
         yield
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, InputError):
         raise
     except Exception as error:  # the libraries raise OSError, ValueError, KeyError, SafetensorError
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(f"{key}={path}: cannot be read ({said[0]}); give {HINTS[key]}") from error
 
 
+def is_gguf(path: str) -> bool:
+    """Whether a model path names a GGUF file, which holds configuration, tokenizer and weights."""
+    return path.lower().endswith(".gguf") and not Path(path).is_dir()
+
+
+def source_arguments(key: str, path: str) -> dict[str, Any]:
+    """The arguments of transformers' `from_pretrained` methods that name a checkpoint.
+
+    Raises InputError for a GGUF file that does not exist.
+    """
+    if not is_gguf(path):
+        return {"pretrained_model_name_or_path": path}
+    file = Path(path)
+    if not file.is_file():
+        raise InputError(f"{key}={path}: no such file; give {HINTS[key]}")
+    return {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+
+
 def load_base_model(settings: ModelConfig, config: PreTrainedConfig, device: torch.device):
-    """The causal LM of `model.path`. Raises InputError where weights are missing."""
+    """The causal LM of `model.path`; weights of a GGUF file are unpacked into `model.dtype`.
+
+    Raises InputError where weights are missing.
+    """
     # Weights are placed while they are read, so that a large model is never held in host memory.
     # There is no device map for the CPU: peft would put hooks on every module.
     device_map = None if device.type == "cpu" else {"": device}
     if settings.attn is not None:
         with torch.device("meta"):
             model_of_config(settings, config, None)
+    source = source_arguments("model.path", settings.path)
     with naming_field("model.path", settings.path):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            settings.path,
+            **source,
             config=config,
             dtype=DTYPES[settings.dtype],
             attn_implementation=settings.attn,
             device_map=device_map,
-            quantization_config=_four_bit(settings, device) if settings.load_in_4bit else None,
+            quantization_config=_quantization(settings, device),
             trust_remote_code=settings.trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
@@ -85,6 +108,8 @@ def load_base_model(settings: ModelConfig, config: PreTrainedConfig, device: tor
             "would be initialized at random; give a complete checkpoint of a causal language model"
         )
     check_finite(dict(model.named_parameters()), f"model.path={settings.path}")
+    if is_gguf(settings.path):
+        model.name_or_path = settings.path
     return model
 
 
@@ -148,7 +173,19 @@ def random_base_model(
         return model_of_config(settings, config, dtype)
 
 
-def _four_bit(settings: ModelConfig, device: torch.device) -> BitsAndBytesConfig:
+def _quantization(
+    settings: ModelConfig, device: torch.device
+) -> BitsAndBytesConfig | GgufConfig | None:
+    if is_gguf(settings.path):
+        if settings.load_in_4bit:
+            raise InputError(
+                "model.load_in_4bit: not for a GGUF file, which is unpacked into model.dtype; set "
+                "it to false, or give a directory with safetensors weights"
+            )
+        # A plain model, which is trained and merged as any other.
+        return GgufConfig(dequantize=True)
+    if not settings.load_in_4bit:
+        return None
     if device.type != "cuda" or importlib.util.find_spec("bitsandbytes") is None:
         raise InputError(
             "model.load_in_4bit: needs a CUDA device and bitsandbytes; "
@@ -230,10 +267,14 @@ def padding_token_id(model, tokenizer, stop_ids: tuple[int, ...], path: str) -> 
 
 def fingerprint_of(path: str) -> str:
     """Hash of a checkpoint's tensor names, shapes and some values, independent of its location."""
-    directory = Path(str(cached_file(path, "config.json"))).parent
+    if is_gguf(path):
+        files = [Path(path)]
+    else:
+        directory = Path(str(cached_file(path, "config.json"))).parent
+        files = sorted(directory.glob("model*.safetensors"))
     digest = hashlib.sha256()
     window = 2**16
-    for file in sorted(directory.glob("model*.safetensors")):
+    for file in files:
         size = file.stat().st_size
         with file.open("rb") as stream:
             for offset in (0, size // 3, 2 * size // 3, max(0, size - window)):

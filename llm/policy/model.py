@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
@@ -42,6 +43,7 @@ from llm.policy.loading import (
     random_base_model,
     random_fingerprint,
     seeded,
+    source_arguments,
     stop_token_ids,
 )
 from llm.policy.log_probs import (
@@ -87,13 +89,16 @@ class Policy:
         # On the meta device a policy has a shape and no weights.
         meta = settings.device == "meta"
         device = torch.device("meta") if meta else named_device("model.device", settings.device)
-        remote = {"trust_remote_code": settings.trust_remote_code}
+        remote: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code}
         shape = settings.random_from_config
         source = shape or settings.path
-        with naming_field("model.random_from_config" if shape else "model.path", source):
-            config = AutoConfig.from_pretrained(source, **remote)
+        key = "model.random_from_config" if shape else "model.path"
+        with naming_field(key, source):
+            config = AutoConfig.from_pretrained(**source_arguments(key, source), **remote)
         with naming_field("model.path", settings.path):
-            tokenizer = AutoTokenizer.from_pretrained(settings.path, **remote)
+            tokenizer = AutoTokenizer.from_pretrained(
+                **source_arguments("model.path", settings.path), **remote
+            )
         if shape is None:
             base = load_base_model(settings, config, device)
             fingerprint = fingerprint_of(settings.path)

@@ -106,6 +106,7 @@ def prepare_console() -> None:
     """Keeps the libraries' progress bars and advice off the console; shows our own warnings."""
     prepare_streams()
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     handler = logging.StreamHandler()

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import yaml
+from gguf import GGUFReader
 from rich.console import Console
 from transformers.utils.hub import cached_file
 
@@ -24,7 +25,7 @@ from llm.data.prompts import PromptSet
 from llm.embedded import resolve
 from llm.judges.build import check_judge_files
 from llm.policy.fitting import accumulation
-from llm.policy.loading import check_weight_files, naming_field
+from llm.policy.loading import check_weight_files, is_gguf, naming_field
 from llm.policy.model import Policy
 from llm.run.setup import check_batches, check_sampler, checked, encoded, shape_of, target_lines
 from llm.sources.base import Source
@@ -218,6 +219,10 @@ def weights_at(config: TrainConfig, policy: Policy) -> str:
     model = config.model
     if model.random_from_config is not None:
         return "random weights"
+    if is_gguf(model.path):
+        with naming_field("model.path", model.path):
+            GGUFReader(model.path)  # raises for a truncated file
+        return f"weights: {model.path}, unpacked into model.dtype"
     local = Path(model.path).is_dir()
     for name in WEIGHTS:
         if found := _cached(model.path, name):
