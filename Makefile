@@ -48,7 +48,7 @@ bench: .venv-bench/.installed
 
 .venv-bench/.installed: pyproject.toml constraints.txt benchmarks/requirements.txt
 	@{ $(NEW_VENV) .venv-bench; } || { $(NO_PYTHON); }
-	@.venv-bench/bin/$(PIP_INSTALL) -e . -r benchmarks/requirements.txt
+	@.venv-bench/bin/$(PIP_INSTALL) torch==2.13.0 -e '.[llm]' -r benchmarks/requirements.txt
 	@touch $@
 
 # A small real model, SmolLM2-135M-Instruct (Apache-2.0), and the judges of llm/judges/sentiment.py.

@@ -323,6 +323,17 @@ def test_a_template_that_waits_to_be_asked_gives_the_same_preference(
 # --- reward models --------------------------------------------------------------------------------
 
 
+def test_the_lm_head_of_pair_preference_is_not_copied_for_each_row(judge) -> None:
+    """Hidden states at a tensor of positions are a copy, not a slice: no hook is needed."""
+    found = judge("pair_preference")
+    seen = []
+    head = found.model.get_output_embeddings()
+    head.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0].is_contiguous()))
+    found(["Name a river."] * 2, [["The Elbe.", "The Rhine, which is longer."]] * 2)
+    assert seen
+    assert all(seen)
+
+
 @pytest.mark.parametrize("name", ["reward_model", "reward_no_pad", "reward_deberta"])
 def test_reward_model_is_bradley_terry_of_unbatched_rewards(name, checkpoints, judge) -> None:
     directory = checkpoints[name]

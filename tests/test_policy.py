@@ -12,8 +12,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from games.errors import InputError
-from llm.config.schema import LoraConfig, ModelConfig
+from llm.config.schema import LoraConfig, ModelConfig, SampleConfig
 from llm.policy import log_probs as policy_module
+from llm.policy import model as model_module
+from llm.policy import prompt_cache
 from llm.policy.loading import seeded
 from llm.policy.log_probs import (
     PromptResponse,
@@ -23,6 +25,7 @@ from llm.policy.log_probs import (
     token_log_probs,
 )
 from llm.policy.model import Policy
+from llm.sampling.transformers_engine import sample
 from tests.tiny_models import byte_tokenizer, save_causal_lm, save_gguf, symbol_tokenizer
 
 ARCHITECTURES = ("mistral", "llama", "gpt2", "qwen2")
@@ -121,6 +124,69 @@ def test_log_probs_are_the_sum_over_the_response_by_hand(
     # float64 throughout; only the order of sums and the padding differ.
     assert ours.numpy() == pytest.approx(expected, rel=1e-12)
     assert ours.dtype == torch.float64
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("window", [None, 6])
+def test_scoring_encodes_a_prompt_once_for_its_responses(
+    checkpoints: Path, architecture: str, window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if window is not None and architecture != "mistral":
+        pytest.skip("without a sliding window")
+    policy = perturb(load(checkpoints / architecture, dtype="float64"))
+    policy.model.get_base_model().config.sliding_window = window
+    prompts = [list(range(40, 60)), list(range(60, 78)), list(range(100, 130))]
+    rows = [
+        PromptResponse(prompt, list(range(70, 71 + 3 * k))) for k in range(4) for prompt in prompts
+    ]
+    encoded: list[int] = []
+    policy.model.get_input_embeddings().register_forward_hook(
+        lambda _, inputs, output: encoded.append(inputs[0].numel())
+    )
+    shared = policy.log_probs(rows, batch_size=12)
+    # 3 prompts of 29 columns, and 12 responses of 10 whose last token predicts nothing.
+    assert sum(encoded) == 3 * 29 + 12 * 10
+    monkeypatch.setattr(prompt_cache, "REPEATABLE", ())  # as for a cache that cannot be repeated
+    # float64: sums in another order.
+    assert policy.log_probs(rows, batch_size=12).numpy() == pytest.approx(shared.numpy(), rel=1e-12)
+    assert sum(encoded) > 12 * 30
+
+
+def test_a_batch_is_limited_by_its_logits(
+    checkpoints: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = perturb(load(checkpoints / "mistral"))
+    whole = policy.log_probs(COMPLETIONS, batch_size=4)
+    seen: list[int] = []
+    policy.model.get_output_embeddings().register_forward_hook(
+        lambda _, inputs, output: seen.append(output.numel())
+    )
+    monkeypatch.setattr(model_module, "LOGITS_OF_A_BATCH", (0, 8 * 304))
+    limited = policy.log_probs(COMPLETIONS, batch_size=4)
+    assert max(seen) <= 8 * 304
+    assert len(seen) > 1
+    # float32 sums of about -50 in another order.
+    assert limited.numpy() == pytest.approx(whole.numpy(), abs=5e-5)
+
+
+@pytest.mark.parametrize("lora", [{}, {"train_lm_head": True}, {"target_modules": ["lm_head"]}])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_lm_head_is_not_copied_for_each_row(
+    checkpoints: Path, architecture: str, lora: dict
+) -> None:
+    """A frozen head on a slice of the hidden states is multiplied by one large matrix, not by B."""
+    if "target_modules" in lora and architecture in ("gpt2", "qwen2"):
+        pytest.skip("tied embeddings take no LoRA")
+    policy = load(checkpoints / architecture, lora=lora)
+    seen: list[torch.Tensor] = []
+    for module in policy.model.modules():
+        if isinstance(module, torch.nn.Linear) and module.out_features == 304:
+            module.register_forward_hook(lambda _, inputs, output: seen.append(inputs[0]))
+    for adapter in (True, False):
+        policy.log_probs(COMPLETIONS, batch_size=4, adapter=adapter)
+        sample(policy, [[0, 40], [0, 50]], 2, SampleConfig(max_new_tokens=2), key=(0,))
+    assert seen
+    assert all(hidden.is_contiguous() for hidden in seen)
 
 
 def test_end_of_sequence_counts_and_a_cut_response_has_none(checkpoints: Path) -> None:

@@ -11,6 +11,7 @@ from scipy import stats
 
 from games.errors import InputError
 from llm.config.schema import LoraConfig, ModelConfig, SampleConfig
+from llm.policy import prompt_cache
 from llm.policy.log_probs import PromptResponse
 from llm.policy.model import Policy
 from llm.sampling.engine import Response, on_policy
@@ -108,7 +109,7 @@ def test_recorded_log_probs_are_those_of_generation(
         return output.sequences
 
     monkeypatch.setattr(text.model, "generate", listening)
-    prompts = [[0, 40], [0, 50, 51, 52, 53, 54, 55, 56, 57], [0]]
+    prompts = [[0], [0, 40], [0, 50, 51, 52, 53, 54, 55, 56, 57]]  # in the order of the batch
     settings = SampleConfig(max_new_tokens=6, temperature=0.8)
     drawn = sample(text, prompts, 4, settings, key=(1,))
     logits = torch.stack(steps[0], dim=1) / 0.8
@@ -192,3 +193,35 @@ def test_temperature_alone_is_on_policy(caplog: pytest.LogCaptureFixture) -> Non
 def test_what_the_context_cannot_hold_is_refused(text: Policy) -> None:
     with pytest.raises(InputError, match=r"100 tokens and 29 new.*sample\.max_new_tokens"):
         sample(text, [[0] * 100], 1, SampleConfig(max_new_tokens=29), key=(0,))
+
+
+# --- prompts that several responses share ---------------------------------------------------------
+
+LONG_PROMPTS = [list(range(40, 60)), list(range(60, 78)), list(range(100, 130))]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [
+        ("mistral", {}),
+        ("mistral", {"sliding_window": 6}),
+        ("gpt2", {}),
+    ],
+)
+def test_a_prompt_is_encoded_once_for_its_samples(
+    architecture: str, options: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_causal_lm(tmp_path, architecture, **options)
+    settings = ModelConfig(path=str(tmp_path), device="cpu", dtype="float64")
+    policy = moved(Policy.load(settings, LoraConfig(rank=4, alpha=8.0)))
+    encoded: list[int] = []
+    embeddings = policy.model.get_input_embeddings()
+    embeddings.register_forward_hook(lambda _, inputs, output: encoded.append(inputs[0].numel()))
+    # A batch of 10 ends within the samples of a prompt.
+    asked = SampleConfig(max_new_tokens=4, batch_size=10)
+    shared = sample(policy, LONG_PROMPTS, 4, asked, key=(1,))
+    # Widths 20 and 30 of the batches' prompts without their last tokens, which are part of the at
+    # most 4 steps of each row.
+    assert sum(encoded) <= 3 * 29 + 29 + 12 * 4
+    monkeypatch.setattr(prompt_cache, "REPEATABLE", ())  # as for a cache that cannot be repeated
+    assert sample(policy, LONG_PROMPTS, 4, asked, key=(1,)) == shared

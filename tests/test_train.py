@@ -190,6 +190,33 @@ def test_what_is_recorded_is_of_the_policy_that_sampled_and_of_the_base(whole: P
     )
 
 
+def test_the_first_policy_is_the_base_and_is_not_scored_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_pictures: None
+) -> None:
+    scored: list[bool] = []
+    whole = Policy.log_probs
+
+    def counting(self: Policy, rows: list, *, adapter: bool = True, **settings):
+        scored.append(adapter)
+        logp = whole(self, rows, adapter=adapter, **settings)
+        if not len(scored) - 1:  # the same bits, so that training starts at π_0 as it is recorded
+            assert torch.equal(logp, whole(self, rows, adapter=True, **settings))
+        return logp
+
+    monkeypatch.setattr(Policy, "log_probs", counting)
+    words = ("iterations=1", "data.prompts_per_iteration=8", "chunk_size=64", "train.batch_size=20")
+    small = (
+        "judge.path=length",
+        "evaluation.prompts=4",
+        "evaluation.samples=2",
+        "sample.max_new_tokens=8",
+    )
+    run(tmp_path / "text", *words, *small, config="embedded-text")
+    # μ: of the training responses, of the base's held-out ones, and of π_0's; both for π_1's.
+    assert scored.count(True) == 1
+    assert scored.count(False) == 4
+
+
 def test_wins_are_counted_for_the_policy_against_the_base(tmp_path: Path) -> None:
     asked = [Prompt(({"role": "user", "content": "x"},), "here", (1,)) for _ in range(3)]
 

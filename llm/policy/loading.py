@@ -211,6 +211,20 @@ def disable_dropout(model: torch.nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
+def keep_head_input_contiguous(model: Any) -> None:
+    """Makes the hidden states contiguous before the LM head of a causal LM.
+
+    `logits_to_keep` gives a slice of them. On a CPU, torch's matmul multiplies a slice with a
+    frozen head as a batch of matrices, with a copy of the head for each row.
+    """
+    model.get_output_embeddings().register_forward_pre_hook(_contiguous_input)
+
+
+def _contiguous_input(module: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    hidden, *others = inputs
+    return (hidden.contiguous(), *others)
+
+
 def stop_token_ids(model, tokenizer, path: str | Path) -> tuple[int, ...]:
     """Tokens that end a response: the tokenizer's EOS and those of generation_config.json."""
     named = model.generation_config.eos_token_id

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from llm.policy import prompt_cache
 from solvers.loop import kl_divergence
 
 # Elements of the largest float32 copy of logits that is made at once: 128 MiB.
@@ -129,6 +130,44 @@ def response_logits(
         logits_to_keep=response.shape[1] - start + 1,
     ).logits
     return logits[:, :-1], batch["input_ids"][:, start:], response[:, start:]
+
+
+@torch.no_grad()
+def shared_prompt_log_probs(
+    model: torch.nn.Module,
+    completions: Sequence[PromptResponse],
+    pad_token_id: int,
+    device: torch.device,
+    temperature: float = 1.0,
+) -> torch.Tensor:
+    """B completions -> (B,): as `sequence_log_probs`, with each distinct prompt encoded once.
+
+    Not differentiable. For models that `prompt_cache.is_repeatable`.
+    """
+    first, which = prompt_cache.distinct([c.prompt_ids for c in completions])
+    prompts = collate([PromptResponse(completions[i].prompt_ids, ()) for i in first], pad_token_id)
+    # The last token of the prompt predicts the first of the response.
+    rest = collate(
+        [PromptResponse(c.prompt_ids[-1:], c.response_ids) for c in completions],
+        pad_token_id,
+        "right",
+    )
+    attended = torch.cat(
+        [prompts["attention_mask"][which, :-1], rest["attention_mask"][:, :-1]], dim=1
+    )
+    known = prompts["input_ids"].shape[1] - 1
+    positions = (attended.cumsum(-1) - 1).clamp(min=0)[:, known:]
+    prompts = {name: tensor.to(device) for name, tensor in prompts.items()}
+    tokens = rest["input_ids"].to(device)
+    logits = model(
+        input_ids=tokens[:, :-1],
+        attention_mask=attended.to(device),
+        position_ids=positions.to(device),
+        past_key_values=prompt_cache.encode(model, prompts, which),
+        use_cache=True,
+    ).logits
+    response = rest["response_mask"][:, 1:].bool().to(device)
+    return token_log_probs(logits, tokens[:, 1:], temperature).where(response, 0).sum(-1)
 
 
 def sequence_log_probs(

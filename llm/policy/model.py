@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrained
 from games.errors import InputError
 from llm.config.schema import LoraConfig as LoraSettings
 from llm.config.schema import ModelConfig
+from llm.policy import prompt_cache
 from llm.policy.adapters import (
     ADAPTER,
     ADAPTER_WEIGHTS,
@@ -35,6 +36,7 @@ from llm.policy.loading import (
     check_finite,
     disable_dropout,
     fingerprint_of,
+    keep_head_input_contiguous,
     load_base_model,
     naming_field,
     padding_token_id,
@@ -49,10 +51,15 @@ from llm.policy.log_probs import (
     collate,
     response_logits,
     sequence_log_probs,
+    shared_prompt_log_probs,
     token_kl,
     token_log_probs,
 )
 from llm.storage.files import is_intact
+
+# Elements of the logits of a batch that is scored: on a GPU, and on a CPU, where larger batches are
+# no faster.
+LOGITS_OF_A_BATCH = (2**28, 2**25)
 
 
 @dataclass(eq=False)
@@ -112,6 +119,8 @@ class Policy:
         with seeded(seed, device):
             where = "lora.target_modules" if new else f"{given}/adapter_config.json"
             model = add_adapter(base, lora_config, where)
+        # After peft has wrapped the head: an adapter on it reads the hidden states, too.
+        keep_head_input_contiguous(model)
         policy = cls(
             model=model,
             tokenizer=tokenizer,
@@ -187,12 +196,18 @@ class Policy:
         temperature: float = 1.0,
     ) -> torch.Tensor:
         """N completions -> (N,) on the CPU: log-probabilities without gradients."""
+        share = prompt_cache.pays([c.prompt_ids for c in completions])
+        share = share and prompt_cache.is_repeatable(self.model)
+
+        def values(rows: Sequence[PromptResponse]) -> torch.Tensor:
+            if share and prompt_cache.pays([c.prompt_ids for c in rows]):
+                return shared_prompt_log_probs(
+                    self.model, rows, self.pad_token_id, self.device, temperature
+                )
+            return sequence_log_probs(self.model, self.collate(rows), temperature)
+
         with self.acting(adapter):
-            return self.in_batches(
-                completions,
-                batch_size,
-                lambda batch: sequence_log_probs(self.model, batch, temperature),
-            )
+            return self._in_batches(completions, batch_size, values, by_prompt=share)
 
     @torch.no_grad()
     def log_probs_and_kl(
@@ -226,13 +241,41 @@ class Policy:
         batch_size: int,
         values: Callable[[dict[str, torch.Tensor]], torch.Tensor],
     ) -> torch.Tensor:
-        """N completions -> (N, ...) on the CPU: `values(batch) -> (B, ...)`, batches by length."""
-        order = sorted(range(len(completions)), key=lambda i: len(completions[i]))
+        """N completions -> (N, ...) on the CPU: `values(batch) -> (B, ...)`, batches by length.
+
+        A batch has at most `batch_size` rows, and logits of at most `LOGITS_OF_A_BATCH` elements.
+        """
+        return self._in_batches(completions, batch_size, lambda rows: values(self.collate(rows)))
+
+    def _in_batches(
+        self,
+        completions: Sequence[PromptResponse],
+        batch_size: int,
+        values: Callable[[Sequence[PromptResponse]], torch.Tensor],
+        by_prompt: bool = False,
+    ) -> torch.Tensor:
+        self.check_length(max(map(len, completions)))
+
+        def length(i: int) -> tuple[int, ...]:
+            row = completions[i]
+            if by_prompt:  # the rows of a prompt stay together
+                return (len(row.prompt_ids), *row.prompt_ids, len(row.response_ids))
+            return (len(row),)
+
+        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        most = max(1, LOGITS_OF_A_BATCH[self.device.type == "cpu"] // vocabulary)
         recorded: list[Any] = [0.0] * len(completions)
-        for first in range(0, len(order), batch_size):
-            rows = order[first : first + batch_size]
-            batch = self.collate([completions[i] for i in rows])
-            for i, value in zip(rows, values(batch).tolist(), strict=True):
+        batches: list[list[int]] = [[]]
+        for i in sorted(range(len(completions)), key=length):
+            grown = [*batches[-1], i]
+            columns = 1 + max(len(completions[j].response_ids) for j in grown)
+            if len(grown) > batch_size or (batches[-1] and len(grown) * columns > most):
+                batches.append([i])
+            else:
+                batches[-1] = grown
+        for rows in filter(None, batches):
+            found = values([completions[i] for i in rows]).tolist()
+            for i, value in zip(rows, found, strict=True):
                 recorded[i] = value
         return torch.tensor(recorded, dtype=torch.promote_types(self.model.dtype, torch.float32))
 

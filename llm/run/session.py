@@ -287,7 +287,10 @@ class Session:
             return stages.sample(directory, prompts, samples, (REFERENCE, 0), None, reference=True)
         directory = self.run.iteration(t) / "evaluation" / "responses"
         adapter = stages.iterates.adapter(t)
-        return stages.sample(directory, prompts, samples, (EVALUATION, t), adapter, kl=True)
+        first = stages.is_reference(t)  # and the KL divergence is 0
+        return stages.sample(
+            directory, prompts, samples, (EVALUATION, t), adapter, reference=first, kl=not first
+        )
 
     def _reference_responses(
         self, t: int, prompts: Sequence[Prompt], update: Update

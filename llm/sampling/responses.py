@@ -157,12 +157,14 @@ def add_log_probs(
     policy: Policy,
     responses: Responses,
     settings: SampleConfig,
+    *,
+    adapter: bool = True,
 ) -> Responses:
-    """The responses, with log π_t and log μ of each."""
+    """The responses, with log π_t (log μ with `adapter=False`) and log μ of each."""
 
     def compute(chunk: Chunk) -> list[Record]:
         asked, rows = responses.prompts[chunk.slice], responses.rows[chunk.slice]
-        return _with_log_probs(work, policy, asked, rows, settings)
+        return _with_log_probs(work, policy, asked, rows, settings, adapter)
 
     return Responses(responses.prompts, work.run(directory, len(responses.rows), compute))
 

@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from llm.config.schema import SampleConfig
+from llm.policy import prompt_cache
 from llm.policy.log_probs import PromptResponse
 from llm.policy.model import Policy
 from llm.sampling.engine import Response
@@ -82,11 +83,16 @@ def sample(
     policy.check_length(max(len(prompt) for prompt in prompts), settings.max_new_tokens)
     rows = [prompt for prompt in prompts for _ in range(samples_per_prompt)]
     random = np.stack([uniforms(key, row, settings.max_new_tokens) for row in range(len(rows))])
-    responses: list[Response] = []
+    # The samples of a prompt stay together: its encoding is shared.
+    order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
+    drawn: dict[int, Response] = {}
     with policy.acting(adapter):
         for first in range(0, len(rows), settings.batch_size):
-            batch = slice(first, first + settings.batch_size)
-            responses += generate(policy, rows[batch], random[batch], settings, processors)
+            batch = order[first : first + settings.batch_size]
+            asked = [rows[row] for row in batch]
+            made = generate(policy, asked, random[batch], settings, processors)
+            drawn |= zip(batch, made, strict=True)
+    responses = [drawn[row] for row in range(len(rows))]
     return [
         responses[first : first + samples_per_prompt]
         for first in range(0, len(rows), samples_per_prompt)
@@ -108,7 +114,10 @@ def generate(
     settings: SampleConfig,
     processors: Processors = lambda batch: (),
 ) -> list[Response]:
-    """B prompts, (B, T) uniform numbers -> one response each, of the policy as it is now."""
+    """B prompts, (B, T) uniform numbers -> one response each, of the policy as it is now.
+
+    Prompts that are repeated are encoded once.
+    """
     batch = policy.collate([PromptResponse(prompt, ()) for prompt in prompts])
     width = batch["input_ids"].shape[1]
     draw = LogitsProcessorList(processors(batch))
@@ -119,7 +128,13 @@ def generate(
     if settings.top_p < 1:
         draw.append(TopPLogitsWarper(settings.top_p))
     draw.append(_Draw(torch.from_numpy(random).to(policy.device), width))
+    cache = None
+    if prompt_cache.pays(prompts) and prompt_cache.is_repeatable(policy.model):
+        first, which = prompt_cache.distinct(prompts)
+        each = {name: tensor[first] for name, tensor in batch.items()}
+        cache = prompt_cache.encode(policy.model, each, which)
     output = policy.model.generate(
+        past_key_values=cache,
         input_ids=batch["input_ids"],
         attention_mask=batch["attention_mask"],
         position_ids=batch["position_ids"],

@@ -105,7 +105,15 @@ class Stages:
         k, key = self.config.samples_per_prompt, (self.config.seed, TRAINING, t)
         with self._proposal(t, t, rule) as draw, self._sampling(len(prompts)) as work:
             sampled = sample_responses(
-                work, directory, draw, self.policy, prompts, k, self.config.sample, key
+                work,
+                directory,
+                draw,
+                self.policy,
+                prompts,
+                k,
+                self.config.sample,
+                key,
+                adapter=not self.is_reference(t),
             )
         self.used["tokens"] = int(sampled.lengths.sum())
         return sampled
@@ -133,7 +141,21 @@ class Stages:
         """The responses of iteration t, with log π_t and log μ."""
         directory = self.run.iteration(t) / "responses"
         with self._scoring(len(responses.rows)) as work:
-            return add_log_probs(work, directory, self.policy, responses, self.config.sample)
+            return add_log_probs(
+                work,
+                directory,
+                self.policy,
+                responses,
+                self.config.sample,
+                adapter=not self.is_reference(t),
+            )
+
+    def is_reference(self, t: int) -> bool:
+        """Whether π_t is μ, so that log π_t need not be computed.
+
+        Not with a trained LM head: its float32 copy is rounded otherwise than the head of μ.
+        """
+        return self.iterates.adapter(t) is None and not self.config.lora.train_lm_head
 
     def log_probs_under(self, t: int, s: int, responses: Responses) -> np.ndarray:
         """(B, K): log π_s of the responses that iteration t trains on."""
