@@ -59,7 +59,7 @@ from llm.storage.files import is_intact
 
 # Elements of the logits of a batch that is scored: on a GPU, and on a CPU, where larger batches are
 # no faster.
-LOGITS_OF_A_BATCH = (2**28, 2**25)
+LOGITS_OF_A_BATCH = (2**28, 2**24)
 
 
 @dataclass(eq=False)
