@@ -59,7 +59,7 @@ def run_training(config: TrainConfig, console: Console | None = None) -> RunDire
     # torch and transformers are imported here: help and bad configurations do not need them.
     from llm.run.session import Session
     from llm.run.setup import prepare
-    from llm.run.stored_data import check_stored_prompts
+    from llm.run.stored_data import check_stored_prompts, store_first_prompt
     from llm.run.tracking import tracked
 
     parts = prepare(config, world)
@@ -68,6 +68,8 @@ def run_training(config: TrainConfig, console: Console | None = None) -> RunDire
     for name in unsavable(config):
         report.say(f"{name}: an object without an import path, so that this run cannot be resumed")
     with started(run, config, world, report), tracked(config, run, world) as tracking:
+        if world.is_main:
+            store_first_prompt(run, parts.prompts)
         session = Session(config, parts, run, world, report, tracking)
         stages = session.stages
         for t in session.iterations():

@@ -1,8 +1,8 @@
 """Damaged, odd and hostile input: a command ends with a checked answer, or with one line.
 
 Four areas: files of tables, configurations, files of prompts and pairs, and run directories. An
-exit code of 0 is compared with what the test meant to ask for. NASHPLAY_FUZZ_EXAMPLES=N runs N random
-examples of each test instead of those that are always the same.
+exit code of 0 is compared with what the test meant to ask for. NASHPLAY_FUZZ_EXAMPLES=N runs N
+random examples of each test instead of those that are always the same.
 """
 
 from __future__ import annotations

@@ -98,6 +98,9 @@ def test_prompts_that_changed_under_a_run_are_refused(tmp_path: Path) -> None:
     words += ["train.batch_size=2", "train.micro_batch_size=2", f"data.path={data}"]
     words += ["data.prompts_per_iteration=null", "data.shuffle=false", "train.save_steps=50"]
     words += ["evaluation.prompts=2", f"output_dir={tmp_path / 'run'}"]
+    template = tmp_path / "template.jinja"
+    template.write_text("{{ messages[0]['content'] }}")
+    words.append(f"data.chat_template={template}")
     write(*texts)
     config = load_config("embedded-text", words)
     run_training(config)
@@ -110,6 +113,10 @@ def test_prompts_that_changed_under_a_run_are_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"prompts have changed .* now it is 'Now what\?'"):
             run_training(config)
     write(*texts)
+    template.write_text("Q: {{ messages[0]['content'] }}")
+    with pytest.raises(InputError, match=r"data\.chat_template: the template .* has changed"):
+        run_training(config)
+    template.write_text("{{ messages[0]['content'] }}")
     run_training(config)
     assert (path / "final").is_dir()
 

@@ -81,7 +81,7 @@ KEYS = [
 ]
 
 
-PIECES = 34  # that such a run stores one by one
+PIECES = 35  # that such a run stores one by one
 
 
 class Killed(BaseException):

@@ -13,7 +13,9 @@ from llm.run.setup import evaluation_prompts
 from llm.sources.base import Source
 from llm.sources.stages import opponent_shares
 from llm.storage.directory import RunDirectory
-from llm.storage.files import file_is_intact, read_rows
+from llm.storage.files import file_is_intact, read_record, read_rows, write_record
+
+FIRST_PROMPT = "first_prompt.json"
 
 
 def check_stored_prompts(
@@ -21,7 +23,8 @@ def check_stored_prompts(
 ) -> None:
     """Raises InputError, with the first difference, if stored responses are to other prompts.
 
-    The content of `data.path` may have changed since the run was started.
+    The content of `data.path` may have changed since the run was started, or the chat template or
+    tokenizer, which make the prompts' tokens.
     """
     for directory, asked in _stored(run, config, source, prompts):
         for file in sorted(directory.glob("[0-9]*[0-9].jsonl")):
@@ -38,6 +41,29 @@ def check_stored_prompts(
                 if directory.name == "responses" and directory.parent.name != "evaluation":
                     for stored, now in zip(answers, prompt.answer_texts, strict=False):
                         _check(stored, now, "answer", file, config)
+    _check_tokens(run, prompts)
+
+
+def store_first_prompt(run: RunDirectory, prompts: PromptSet) -> None:
+    """Stores the tokens of one prompt, for `check_stored_prompts`, unless they are stored."""
+    if not (run.path / FIRST_PROMPT).exists():
+        first = prompts.folds[0][0]
+        record = {"prompt": first.text, "tokens": list(first.token_ids)}
+        write_record(run.path / FIRST_PROMPT, record)
+
+
+def _check_tokens(run: RunDirectory, prompts: PromptSet) -> None:
+    file, first = run.path / FIRST_PROMPT, prompts.folds[0][0]
+    if not file.exists():  # a new run, or one of an earlier version
+        return
+    stored = read_record(file)
+    if stored["prompt"] == first.text and stored["tokens"] != list(first.token_ids):
+        raise InputError(
+            "data.chat_template: the template or the tokenizer has changed since the run was "
+            f"started: {first.text[:60]!r} has {len(first.token_ids)} tokens that differ from the "
+            f"{len(stored['tokens'])} in {file}; restore it, or give another output_dir or "
+            "fresh=true"
+        )
 
 
 def _stored(

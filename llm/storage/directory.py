@@ -1,6 +1,6 @@
 """The directory of a run. Everything in it is complete, whenever the process was killed.
 
-    config.yaml provenance.json metrics.jsonl run.log curves.png final/
+    config.yaml provenance.json first_prompt.json metrics.jsonl run.log curves.png final/
     tracker.json tensorboard/ wandb/   of train.report_to: its name for the run, and its files
     iterations/NNN/  responses/ preferences/   a file of JSON lines per chunk, a line per prompt
                      selection/                best and worst, where `selection` asks for them
