@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+LARGEST = 1e250  # on log axes
 FLOOR = 1e-17  # on log axes: smaller distances are rounding
 PI, AVERAGED, KL = r"$\pi_t$", r"$\pi_0,\dots,\pi_t$", r"KL$(\pi^*\Vert\,\pi_t)$"
 CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, math.sqrt(3) / 2]])
@@ -206,6 +207,11 @@ def _why_nothing(values: np.ndarray) -> str:
 def _log_axes(axes: Axes, why_nothing: str) -> None:
     """Log scales over at least a decade and a half."""
     axes.set_xlabel("iteration t")
+    # Margins and ticks of larger values would overflow.
+    if any(np.max(line.get_ydata(), initial=0.0) > LARGEST for line in axes.lines):
+        why_nothing = f"not drawn: larger than {LARGEST:g}"
+        for line in list(axes.lines):
+            line.remove()
     if not axes.lines:
         axes.set(xticks=[], yticks=[])
         axes.text(0.5, 0.5, why_nothing, transform=axes.transAxes, ha="center", color="#555555")

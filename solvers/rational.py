@@ -152,7 +152,8 @@ def _center(
 ) -> tuple[list[Fraction], np.ndarray]:
     """Variables inside the face, and factors (m + n,) to those at its analytic center.
 
-    The center maximizes Σ log of the variables that are not 0 on all of the face.
+    The center maximizes Σ log of the variables that are not 0 on all of the face. Where the range
+    of the payoffs exceeds that of floats, the factors are 1: the mean of the vertices.
     """
     for row, label in enumerate(tableau.basic):
         if label not in positive:  # 0 on all of the face: exchange it for a variable that is not
@@ -171,7 +172,10 @@ def _center(
         for label, row in zip(tableau.basic, tableau.rows, strict=True):
             if label in positive:
                 change = Fraction(-row[column], tableau.scale) * start[own] / start[label]
-                changes[label, k] = float(change)
+                try:
+                    changes[label, k] = float(change)
+                except OverflowError:
+                    return start, np.ones(len(start))
     factors = np.ones(len(start))
     # Newton's method, damped as self-concordance asks.
     for _ in range(200):

@@ -265,6 +265,13 @@ def test_messages_as_text_that_cannot_be_parsed_are_refused(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ["[{'role': 'user'}]", '[{"role": 1, "content": "x"}]'])
+def test_incomplete_messages_as_text_are_refused(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path / "p.jsonl", [text])
+    with pytest.raises(InputError, match=r"p\.jsonl:1: each message in 'prompt'"):
+        read(path)
+
+
 def test_other_text_in_brackets_is_text(tmp_path: Path) -> None:
     texts = ["[1, 2]", "[]", '{"value": 3}', '[{"content": 1}]', '{"content": "x" fix this', "[{'"]
     assert [prompt.text for prompt in read(write(tmp_path / "p.jsonl", texts))] == texts

@@ -821,6 +821,8 @@ def _asked(said: list[dict[str, str]]) -> list[dict[str, str]]:
 
 def rendered(value: Any) -> str | None:
     """A prompt as the model has to see it; None for one that has to be refused."""
+    if isinstance(value, list) and value and all(isinstance(turn, str) for turn in value):
+        value = [{"role": "user", "content": value[0]}]  # the first of several turns
     if isinstance(value, str):
         stored = _stored(value)
         value = [{"role": "user", "content": value}] if stored is None else stored
@@ -845,7 +847,12 @@ def _stored(text: str) -> list[Any] | None:
     for read in (json.loads, ast.literal_eval):
         with suppress(ValueError, SyntaxError):
             value = read(text)
-            if isinstance(value, list) and value and isinstance(value[0], dict):
+            if (
+                isinstance(value, list)
+                and value
+                and isinstance(value[0], dict)
+                and "role" in value[0]
+            ):
                 return value
     return None
 

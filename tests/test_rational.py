@@ -160,3 +160,17 @@ def test_tolerances_are_in_units_of_the_temperature_or_of_the_payoffs() -> None:
         found = equilibrium(game, parse("reverse_kl"), tau=1e6)
         assert found.status is Status.CONVERGED
         np.testing.assert_allclose(found.policy, 1 / 3, rtol=1e-6)
+
+
+def test_a_range_beyond_floats_gives_an_equilibrium_without_its_center() -> None:
+    """The relative changes towards the center are Fractions of more than 1e308."""
+    rows = [
+        [1e300, 7e301, -1e300, 3e-310],
+        [-1.0, -1.0, 0.0, 0.0],
+        [1e-300, 1e300, -1e300, 3e-310],
+        [1e302, 0.0, 1e302, 3e-310],
+    ]
+    found = equilibrium(MatrixGame(np.array(rows)))
+    assert found.duality_gap == 0
+    assert not found.unique
+    assert found.policy.sum() == pytest.approx(1, abs=1e-15)

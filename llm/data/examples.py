@@ -184,8 +184,11 @@ def _parsed_messages(text: str, column: str, where: str) -> Any:
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             continue
         items = value if isinstance(value, list | tuple) else [value]
-        found = any(isinstance(x, dict) and any(keys <= {*x} for keys in _KEYS) for x in items)
-        return list(items) if found else text
+        dicts = [{*x} for x in items if isinstance(x, dict)]
+        found = any(keys <= each for keys in _KEYS for each in dicts)
+        # A list of incomplete messages is refused later.
+        incomplete = value is items and any("role" in each for each in dicts)
+        return list(items) if found or incomplete else text
     is_list = (match := _MESSAGES.match(text)) is not None and match[1]
     if not is_list and not any(all(key in text for key in keys) for keys in _KEYS):
         return text
