@@ -57,13 +57,14 @@ def run_training(config: TrainConfig, console: Console | None = None) -> RunDire
     from llm.run.session import Session
     from llm.run.setup import prepare
     from llm.run.stored_data import check_stored_prompts
+    from llm.sampling.engine import closing
 
     parts = prepare(config, world)
     source, rule, fit = parts.source, parts.rule, parts.fit
     check_stored_prompts(run, config, source, parts.prompts)
     for name in unsavable(config):
         report.say(f"{name}: an object without an import path, so that this run cannot be resumed")
-    with started(run, config, world, report):
+    with closing(parts.engine), started(run, config, world, report):
         session = Session(config, parts, run, world, report)
         stages = session.stages
         for t in session.iterations():

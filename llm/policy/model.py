@@ -44,7 +44,12 @@ from llm.policy.loading import (
     source_arguments,
     stop_token_ids,
 )
-from llm.policy.log_probs import PromptResponse, collate, sequence_log_probs
+from llm.policy.log_probs import (
+    PromptResponse,
+    collate,
+    response_log_probs,
+    sequence_log_probs,
+)
 from llm.storage.files import is_intact
 
 
@@ -187,6 +192,26 @@ class Policy:
                 lambda batch: sequence_log_probs(self.model, batch, temperature),
             )
 
+    @torch.no_grad()
+    def token_log_probs(
+        self,
+        completions: Sequence[PromptResponse],
+        *,
+        batch_size: int,
+        adapter: bool = True,
+        temperature: float = 1.0,
+    ) -> tuple[torch.Tensor, list[list[float]]]:
+        """N completions -> (N,) as `log_probs`, and the log-probabilities of each one's tokens."""
+
+        def values(batch: dict[str, torch.Tensor]) -> list[tuple[float, list[float]]]:
+            each, response = response_log_probs(self.model, batch, temperature)
+            tokens = [row[mask].tolist() for row, mask in zip(each, response, strict=True)]
+            return list(zip(each.sum(-1).tolist(), tokens, strict=True))
+
+        with self.acting(adapter):
+            sums, tokens = zip(*self._by_length(completions, batch_size, values), strict=True)
+        return self._recorded(sums), list(tokens)
+
     def in_batches(
         self,
         completions: Sequence[PromptResponse],
@@ -194,14 +219,29 @@ class Policy:
         values: Callable[[dict[str, torch.Tensor]], torch.Tensor],
     ) -> torch.Tensor:
         """N completions -> (N,) on the CPU: `values(batch) -> (B,)` over batches by length."""
+        return self._recorded(
+            self._by_length(completions, batch_size, lambda batch: values(batch).tolist())
+        )
+
+    def _by_length(
+        self,
+        completions: Sequence[PromptResponse],
+        batch_size: int,
+        values: Callable[[dict[str, torch.Tensor]], Sequence[Any]],
+    ) -> list[Any]:
+        """N completions -> N values, computed in batches of similar length."""
         order = sorted(range(len(completions)), key=lambda i: len(completions[i]))
-        recorded = [0.0] * len(completions)
+        recorded: list[Any] = [None] * len(completions)
         for first in range(0, len(order), batch_size):
             rows = order[first : first + batch_size]
             batch = self.collate([completions[i] for i in rows])
-            for i, value in zip(rows, values(batch).tolist(), strict=True):
+            for i, value in zip(rows, values(batch), strict=True):
                 recorded[i] = value
-        return torch.tensor(recorded, dtype=torch.promote_types(self.model.dtype, torch.float32))
+        return recorded
+
+    def _recorded(self, values: Sequence[float]) -> torch.Tensor:
+        """(N,) on the CPU."""
+        return torch.tensor(values, dtype=torch.promote_types(self.model.dtype, torch.float32))
 
     def check_length(self, prompt_tokens: int, new_tokens: int = 0) -> None:
         """Raises InputError when prompt and response together do not fit the model's context."""

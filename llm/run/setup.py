@@ -23,7 +23,7 @@ from llm.policy.fitting import accumulation, training_arguments
 from llm.policy.memory import out_of_memory
 from llm.policy.model import Policy
 from llm.run.checks import check_settings
-from llm.sampling.engine import Engine, build_engine
+from llm.sampling.engine import Engine, build_engine, check_engine
 from llm.sampling.gflownet import check_termination
 from llm.sampling.gflownet import steps as sampler_steps
 from llm.sources import source_of
@@ -95,6 +95,7 @@ def checked(config: TrainConfig) -> tuple[Source, Fit, Examples]:
     """Source, fit and data, with every check that needs no model. Raises InputError."""
     rule, fit = rule_and_fit(config)
     check_settings(config)
+    check_engine(config)
     load_metrics(config.evaluation.metrics)
     source = source_of(config, rule)
     source.check(fit)
