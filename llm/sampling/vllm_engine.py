@@ -71,6 +71,7 @@ DISTRIBUTED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 DISTRIBUTED_PREFIXES = ("LOCAL_", "GROUP_", "ROLE_", "TORCHELASTIC_")
 
 CPU_STEP_TOKENS = 512
+CPU_BLOCK = 32  # not 128: whole blocks of a prompt are computed once for its K responses
 FREE_SHARE = 0.9  # of the GPU memory that is free when the engine starts
 
 
@@ -255,6 +256,7 @@ class VLLMEngine:
             return {
                 "max_num_batched_tokens": max(CPU_STEP_TOKENS, length),
                 "enable_chunked_prefill": False,
+                "block_size": CPU_BLOCK,
             }
         free, total = torch.cuda.mem_get_info(device)
         return {
