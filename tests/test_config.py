@@ -291,7 +291,7 @@ def test_an_object_among_the_options_is_named() -> None:
         ({"rule": "gmdm"}, "rule: there is no 'gmdm'; did you mean 'gmmd'?"),
         ({"rule": "x"}, "spin, sppo, rspo, or give an import path package.module:object"),
         ({"rule": ["gmmd"]}, "rule: expected str, got ['gmmd']"),
-        ({"sample": {"engine": "vlm"}}, "sample.engine: there is no 'vlm'; choose from"),
+        ({"sample": {"engine": "tgi"}}, "sample.engine: there is no 'tgi'; choose from"),
         ({"evaluation": {"metrics": ["length"]}}, "evaluation.metrics: expected an import path"),
         ({"evaluation": {"metrics": "a:b"}}, "evaluation.metrics: expected list, got 'a:b'"),
         (

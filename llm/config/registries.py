@@ -16,4 +16,7 @@ JUDGES = {
 }
 
 # sample.engine -> a factory (policy, sample configuration) -> `llm.sampling.engine.Engine`
-ENGINES = {"transformers": "llm.sampling.transformers_engine:TransformersEngine"}
+ENGINES = {
+    "transformers": "llm.sampling.transformers_engine:TransformersEngine",
+    "vllm": "llm.sampling.vllm_engine:VLLMEngine",
+}

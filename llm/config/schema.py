@@ -144,6 +144,19 @@ class SampleConfig(Section):
     engine: str | Any = option(
         "what generates the responses", "transformers", choices=lambda: ENGINES, objects=True
     )
+    engine_arguments: dict[str, Any] = field(
+        default_factory=dict,
+        metadata=metadata(
+            "arguments of the engine, passed as they are; of vllm.LLM for vllm: "
+            "gpu_memory_utilization, max_model_len, …",
+            may_change=True,
+        ),
+    )
+    correct_drift: bool = option(
+        "weigh training responses by π_t over the engine's own probability of them (for an engine "
+        "that reports it)",
+        False,
+    )
     max_new_tokens: int = option("maximum tokens of a response, EOS included", 512, at_least=1)
     distribution: str = option(
         "distribution of the training responses: the policy, or its geometric mixture with μ, with "

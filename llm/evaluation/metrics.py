@@ -85,6 +85,9 @@ class Evaluation:
     step              what the step from π_{t−1} to π_t should be, and was; at t = 0 that to π_1
     seconds           since the previous evaluation
     used              {"tokens": sampled for training before t, "comparisons": judged}
+    drift             (N,): the engine's own log-probability minus the policy's, in nats, of each
+                      token sampled to evaluate π_t and to train it from π_{t−1}; empty for engines
+                      that report none
     """
 
     t: int
@@ -104,6 +107,7 @@ class Evaluation:
     step: StepMade | None = None
     seconds: float = 0.0
     used: Mapping[str, int] = field(default_factory=dict)
+    drift: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     @classmethod
     def of_samples(
@@ -603,6 +607,38 @@ COMPARISONS = Metric(
     in_picture=False,
 )
 
+# --- what the engine sampled from -----------------------------------------------------------------
+
+
+def _drift(name: str, number: Callable[[np.ndarray], float], second: str, **shown: Any) -> Metric:
+    """A number of |drift|; a column where the engine reports log-probabilities."""
+
+    def measure(evaluation: Evaluation) -> float | None:
+        return float(number(np.abs(evaluation.drift))) if evaluation.drift.size else None
+
+    return Metric(
+        name,
+        measure,
+        unit="nats per token",
+        heading=("drift", second),
+        format=".2g",
+        log_scale=True,
+        priority=-1,
+        optional=True,
+        **shown,
+    )
+
+
+DRIFT_MEAN = _drift("drift_mean", np.mean, "mean", title="drift of the engine", label="mean")
+DRIFT_99 = _drift(
+    "drift_99",
+    lambda drift: np.quantile(drift, 0.99),
+    "99 %",
+    drawn_with="drift_mean",
+    label="99 %",
+)
+DRIFT_LARGEST = _drift("drift_largest", np.max, "largest", drawn_with="drift_mean", label="largest")
+
 METRICS: tuple[Metric, ...] = (
     WIN_RATE,
     KL_TO_REFERENCE,
@@ -612,6 +648,9 @@ METRICS: tuple[Metric, ...] = (
     KL_TO_EQUILIBRIUM,
     KL_TO_EXACT_ITERATE,
     DUALITY_GAP,
+    DRIFT_MEAN,
+    DRIFT_99,
+    DRIFT_LARGEST,
     LOSS,
     SECONDS,
     TOKENS,

@@ -170,6 +170,18 @@ def shared_prompt_log_probs(
     return token_log_probs(logits, tokens[:, 1:], temperature).where(response, 0).sum(-1)
 
 
+def response_log_probs(
+    model: torch.nn.Module, batch: Mapping[str, torch.Tensor], temperature: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Batch of `collate` -> (B, T), (B, T): log-probabilities of the response tokens, and the mask.
+
+    They are 0 where the mask is. `temperature` is that of the policy, as in sampling.
+    Differentiable.
+    """
+    logits, tokens, response = response_logits(model, batch)
+    return token_log_probs(logits, tokens, temperature).where(response, 0), response
+
+
 def sequence_log_probs(
     model: torch.nn.Module, batch: Mapping[str, torch.Tensor], temperature: float = 1.0
 ) -> torch.Tensor:
@@ -177,5 +189,4 @@ def sequence_log_probs(
 
     `temperature` is that of the policy, as in sampling. Differentiable.
     """
-    logits, tokens, response = response_logits(model, batch)
-    return token_log_probs(logits, tokens, temperature).where(response, 0).sum(-1)
+    return response_log_probs(model, batch, temperature)[0].sum(-1)

@@ -49,6 +49,7 @@ from llm.policy.loading import (
 from llm.policy.log_probs import (
     PromptResponse,
     collate,
+    response_log_probs,
     response_logits,
     sequence_log_probs,
     shared_prompt_log_probs,
@@ -199,15 +200,18 @@ class Policy:
         share = prompt_cache.pays([c.prompt_ids for c in completions])
         share = share and prompt_cache.is_repeatable(self.model)
 
-        def values(rows: Sequence[PromptResponse]) -> torch.Tensor:
+        def values(rows: Sequence[PromptResponse]) -> list[float]:
             if share and prompt_cache.pays([c.prompt_ids for c in rows]):
-                return shared_prompt_log_probs(
+                found = shared_prompt_log_probs(
                     self.model, rows, self.pad_token_id, self.device, temperature
                 )
-            return sequence_log_probs(self.model, self.collate(rows), temperature)
+            else:
+                found = sequence_log_probs(self.model, self.collate(rows), temperature)
+            return found.tolist()
 
         with self.acting(adapter):
-            return self._in_batches(completions, batch_size, values, by_prompt=share)
+            found = self._by_length(completions, batch_size, values, by_prompt=share)
+        return self._recorded(found)
 
     @torch.no_grad()
     def log_probs_and_kl(
@@ -235,6 +239,26 @@ class Policy:
         with self.acting():
             return self.in_batches(completions, batch_size, values)
 
+    @torch.no_grad()
+    def token_log_probs(
+        self,
+        completions: Sequence[PromptResponse],
+        *,
+        batch_size: int,
+        adapter: bool = True,
+        temperature: float = 1.0,
+    ) -> tuple[torch.Tensor, list[list[float]]]:
+        """N completions -> (N,) as `log_probs`, and the log-probabilities of each one's tokens."""
+
+        def values(rows: Sequence[PromptResponse]) -> list[tuple[float, list[float]]]:
+            each, response = response_log_probs(self.model, self.collate(rows), temperature)
+            tokens = [row[mask].tolist() for row, mask in zip(each, response, strict=True)]
+            return list(zip(each.sum(-1).tolist(), tokens, strict=True))
+
+        with self.acting(adapter):
+            sums, tokens = zip(*self._by_length(completions, batch_size, values), strict=True)
+        return self._recorded(sums), list(tokens)
+
     def in_batches(
         self,
         completions: Sequence[PromptResponse],
@@ -245,15 +269,20 @@ class Policy:
 
         A batch has at most `batch_size` rows, and logits of at most `LOGITS_OF_A_BATCH` elements.
         """
-        return self._in_batches(completions, batch_size, lambda rows: values(self.collate(rows)))
+        return self._recorded(
+            self._by_length(
+                completions, batch_size, lambda rows: values(self.collate(rows)).tolist()
+            )
+        )
 
-    def _in_batches(
+    def _by_length(
         self,
         completions: Sequence[PromptResponse],
         batch_size: int,
-        values: Callable[[Sequence[PromptResponse]], torch.Tensor],
+        values: Callable[[Sequence[PromptResponse]], Sequence[Any]],
         by_prompt: bool = False,
-    ) -> torch.Tensor:
+    ) -> list[Any]:
+        """N completions -> N values, computed in batches of similar length."""
         self.check_length(max(map(len, completions)))
 
         def length(i: int) -> tuple[int, ...]:
@@ -264,7 +293,7 @@ class Policy:
 
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
         most = max(1, LOGITS_OF_A_BATCH[self.device.type == "cpu"] // vocabulary)
-        recorded: list[Any] = [0.0] * len(completions)
+        recorded: list[Any] = [None] * len(completions)
         batches: list[list[int]] = [[]]
         for i in sorted(range(len(completions)), key=length):
             grown = [*batches[-1], i]
@@ -274,10 +303,14 @@ class Policy:
             else:
                 batches[-1] = grown
         for rows in filter(None, batches):
-            found = values([completions[i] for i in rows]).tolist()
+            found = values([completions[i] for i in rows])
             for i, value in zip(rows, found, strict=True):
                 recorded[i] = value
-        return torch.tensor(recorded, dtype=torch.promote_types(self.model.dtype, torch.float32))
+        return recorded
+
+    def _recorded(self, values: Sequence[float]) -> torch.Tensor:
+        """(N,) on the CPU."""
+        return torch.tensor(values, dtype=torch.promote_types(self.model.dtype, torch.float32))
 
     def check_length(self, prompt_tokens: int, new_tokens: int = 0) -> None:
         """Raises InputError when prompt and response together do not fit the model's context."""

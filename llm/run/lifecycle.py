@@ -64,13 +64,14 @@ def _disk_errors(run: RunDirectory) -> Iterator[None]:
 def resumable(run: RunDirectory) -> Iterator[None]:
     """Turns what stops a run into Interrupted, in one line that says how to continue it."""
     from llm.judges.preferences import JudgeError
+    from llm.sampling.engine import EngineError
     from llm.sources.base import TooFewItems
 
     try:
         yield
     except TooFewItems as error:
         raise Interrupted(f"{error}; {run.path} keeps what is done") from error
-    except (InputError, JudgeError, FloatingPointError) as error:
+    except (InputError, JudgeError, EngineError, FloatingPointError) as error:
         raise _stopped(run, str(error)) from error
     except KeyboardInterrupt as error:
         raise _stopped(run, "interrupted") from error

@@ -26,6 +26,7 @@ from llm.policy.memory import out_of_memory, peak_memory
 from llm.run.budget import Budget
 from llm.run.setup import Parts, evaluation_prompts, target_lines
 from llm.run.tracking import Tracking
+from llm.sampling.drift import drift_of
 from llm.sampling.engine import on_policy
 from llm.sampling.responses import Responses
 from llm.sources.base import TooFewItems
@@ -252,8 +253,9 @@ class Session:
         known = {"t": t, "losses": read_record(losses) if t else []}
         known["used"] = self.budget.used_before(t)
         known["step"] = self._step_made(t)
+        trained = self.stages.training_drift(t - 1) if t else np.zeros(0)
         if isinstance(exact, EnumeratedGame):
-            found = Evaluation.of_all_responses(exact, self.parts.policy, **known)
+            found = Evaluation.of_all_responses(exact, self.parts.policy, drift=trained, **known)
         else:
             own, reference = self._evaluation_responses(t), self._evaluation_responses(None)
             preference = None
@@ -262,6 +264,7 @@ class Session:
                 both = [o + r for o, r in zip(own.texts, reference.texts, strict=True)]
                 k = own.logp.shape[1]
                 preference = self.stages.preferences(directory, own.prompts, both)[:, :k, k:]
+            known["drift"] = np.concatenate([trained, drift_of(own.rows)])
             found = Evaluation.of_samples(own, reference, preference, exact=exact, **known)
         began, self.began = self.began, time.monotonic()
         return replace(found, seconds=self.began - began)

@@ -24,7 +24,7 @@ from llm.policy.fitting import accumulation, training_arguments
 from llm.policy.memory import out_of_memory
 from llm.policy.model import Policy
 from llm.run.checks import check_settings
-from llm.sampling.engine import Engine, build_engine
+from llm.sampling.engine import Engine, build_engine, check_engine
 from llm.sampling.gflownet import check_termination
 from llm.sampling.gflownet import steps as sampler_steps
 from llm.sources import source_of
@@ -74,7 +74,7 @@ def prepare(config: TrainConfig, world: World) -> Parts:
     prompts = encoded(config, policy, examples)
     check_batches(source, fit, prompts)
     judge, judge_device = load_judge(config)
-    engine = build_engine(policy, config.sample)
+    engine = build_engine(policy, config.sample, longest_prompt(prompts))
     every = [prompt for fold in prompts.folds for prompt in fold]
     exact = exact_solution(given, source.rule, policy, every, source.played)
     return Parts(policy, engine, prompts, judge, judge_device, source, source.rule, fit, exact)
@@ -96,6 +96,7 @@ def checked(config: TrainConfig) -> tuple[Source, Fit, Examples]:
     """Source, fit and data, with every check that needs no model. Raises InputError."""
     rule, fit = rule_and_fit(config)
     check_settings(config)
+    check_engine(config)
     load_metrics(config.evaluation.metrics)
     source = source_of(config, rule)
     source.check(fit)
@@ -133,9 +134,13 @@ def encoded(config: TrainConfig, policy: Policy, examples: Examples) -> PromptSe
                 f"without an embedding (id {largest} of {rows}); remove it, or give the tokenizer "
                 "that belongs to the model"
             )
-    longest = max(len(prompt.token_ids) for prompt in every)
-    policy.check_length(longest, config.sample.max_new_tokens)
+    policy.check_length(longest_prompt(prompts), config.sample.max_new_tokens)
     return prompts
+
+
+def longest_prompt(prompts: PromptSet) -> int:
+    """Tokens of the longest prompt."""
+    return max(len(p.token_ids) for fold in (*prompts.folds, prompts.held_out) for p in fold)
 
 
 def check_batches(source: Source, fit: Fit, prompts: PromptSet) -> None:

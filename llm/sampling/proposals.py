@@ -8,11 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from llm.config.schema import TrainConfig
 from llm.data.examples import Prompt
 from llm.policy.memory import out_of_memory
 from llm.policy.model import Policy
-from llm.sampling.engine import Engine
+from llm.sampling.engine import Engine, Response
 from llm.sampling.gflownet import (
     load_sampler,
     remove_sampler,
@@ -29,9 +31,27 @@ from llm.storage.files import write_directory
 MEMORY_SETTINGS = "gflownet.micro_batch_size, sample.batch_size, sample.max_new_tokens"
 
 
-def engine_draw(engine: Engine, adapter: Path | None) -> Draw:
-    """Responses of the engine under an adapter; of μ with None."""
-    return lambda ids, k, key: (engine.sample(ids, k, adapter=adapter, key=key), None)
+def engine_draw(engine: Engine, adapter: Path | None, own: bool = False) -> Draw:
+    """Responses of the engine under an adapter; of μ with None.
+
+    `own`: the engine's own log-probabilities are those that they were drawn from.
+    """
+
+    def draw(
+        ids: Sequence[Sequence[int]], k: int, key: Sequence[int]
+    ) -> tuple[list[list[Response]], torch.Tensor | None]:
+        drawn = engine.sample(ids, k, adapter=adapter, key=key)
+        return drawn, _proposal(drawn) if own else None
+
+    return draw
+
+
+def _proposal(drawn: Sequence[Sequence[Response]]) -> torch.Tensor:
+    """B × K responses of an engine that reports log-probabilities -> (B, K): their sums."""
+    return torch.tensor(
+        [[sum(response.token_log_probs or ()) for response in row] for row in drawn],
+        dtype=torch.float64,
+    )
 
 
 @dataclass(frozen=True)
@@ -61,7 +81,7 @@ class Proposals:
         settings = self.config.sample
         # Without an adapter the policy is μ, and μ mixed with itself is μ.
         if settings.distribution == "policy" or adapter is None:
-            yield engine_draw(self.engine, adapter)
+            yield engine_draw(self.engine, adapter, settings.correct_drift)
             return
         with self.policy.using(adapter):
             if settings.distribution == "token_mixture":

@@ -14,6 +14,7 @@ from llm.config.schema import SampleConfig
 from llm.data.examples import Prompt
 from llm.policy.log_probs import PromptResponse
 from llm.policy.model import Policy
+from llm.sampling import drift
 from llm.sampling.engine import Response
 from llm.storage.chunks import Chunk, Work
 from llm.storage.files import Record
@@ -91,6 +92,9 @@ class Responses:
         return Responses(self.prompts, [row | {name: value} for row, value in pairs])
 
 
+# B × K: the log-probabilities of each response's tokens.
+TokenLogProbs = Sequence[Sequence[Sequence[float]]]
+
 # (token ids of B prompts, K, key) -> B × K responses, and (B, K) log-probabilities of the
 # distribution that they were drawn from where that is not the policy.
 Draw = Callable[
@@ -119,10 +123,10 @@ def sample_responses(
 
     def compute(chunk: Chunk) -> list[Record]:
         asked = prompts[chunk.slice]
-        rows = _drawn(work, draw, asked, samples, (*key, chunk.index))
-        if kl:
+        rows, engine = _drawn(work, draw, asked, samples, (*key, chunk.index))
+        if kl and engine is None:
             return _with_kl(work, policy, asked, rows, settings)
-        return _with_log_probs(work, policy, asked, rows, settings, adapter)
+        return _with_log_probs(work, policy, asked, rows, settings, adapter, engine)
 
     return Responses(prompts, work.run(directory, len(prompts), compute))
 
@@ -133,7 +137,7 @@ def draw_responses(
     """One response per prompt, without log-probabilities."""
 
     def compute(chunk: Chunk) -> list[Record]:
-        return _drawn(work, draw, prompts[chunk.slice], 1, (*key, chunk.index))
+        return _drawn(work, draw, prompts[chunk.slice], 1, (*key, chunk.index))[0]
 
     return work.run(directory, len(prompts), compute)
 
@@ -180,7 +184,8 @@ def log_probs_under(
 
     def compute(chunk: Chunk) -> list[Record]:
         part = Responses(responses.prompts[chunk.slice], responses.rows[chunk.slice])
-        return [{"logp": values} for values in _log_probs(work, policy, part, settings, True)]
+        values, _ = _log_probs(work, policy, part, settings, True)
+        return [{"logp": row} for row in values]
 
     rows = work.run(directory, len(responses.rows), compute)
     return np.array([row["logp"] for row in rows], dtype=np.float64)
@@ -188,7 +193,8 @@ def log_probs_under(
 
 def _drawn(
     work: Work, draw: Draw, asked: Sequence[Prompt], samples: int, key: Sequence[int]
-) -> list[Record]:
+) -> tuple[list[Record], TokenLogProbs | None]:
+    """A row for each prompt, and the engine's own log-probabilities where it reports them."""
     began = time.perf_counter()
     drawn, proposal = draw([prompt.token_ids for prompt in asked], samples, key)
     rows: list[Record] = [
@@ -199,15 +205,17 @@ def _drawn(
         }
         for prompt, row in zip(asked, drawn, strict=True)
     ]
-    for row, responses in zip(rows, drawn, strict=True):
-        if all(response.log_prob is not None for response in responses):
-            row["logp_engine"] = [response.log_prob for response in responses]
+    engine = [[response.token_log_probs or () for response in row] for row in drawn]
+    reported = all(r.token_log_probs is not None for responses in drawn for r in responses)
+    if reported:
+        for row, own in zip(rows, engine, strict=True):
+            row["logp_engine"] = [sum(each) for each in own]
     if proposal is not None:
         pairs = zip(rows, proposal.tolist(), strict=True)
         rows = [row | {"logp_proposal": values} for row, values in pairs]
     tokens = int(Responses(asked, rows).lengths.sum())
     work.count("tokens sampled", tokens, time.perf_counter() - began)
-    return rows
+    return rows, engine if reported else None
 
 
 def _with_log_probs(
@@ -217,13 +225,26 @@ def _with_log_probs(
     rows: Sequence[Record],
     settings: SampleConfig,
     adapter: bool = True,
+    engine: TokenLogProbs | None = None,
 ) -> list[Record]:
-    part = Responses(asked, rows)
-    reference = _log_probs(work, policy, part, settings, False)
-    own = _log_probs(work, policy, part, settings, True) if adapter else reference
-    return [
+    """The rows with log π_t and log μ; with the engine's own log-probabilities, with their drift.
+
+    The policy is what sampled them: π_t, or μ with `adapter=False`.
+    """
+    part, drifts = Responses(asked, rows), engine is not None
+    reference, tokens = _log_probs(work, policy, part, settings, False, drifts and not adapter)
+    own = reference
+    if adapter:
+        own, tokens = _log_probs(work, policy, part, settings, True, drifts)
+    scored = [
         row | {"logp": logp, "logp_ref": logp_ref}
         for row, logp, logp_ref in zip(rows, own, reference, strict=True)
+    ]
+    if engine is None or tokens is None:
+        return scored
+    return [
+        row | {drift.FIELD: drift.differences(theirs, ours)}
+        for row, theirs, ours in zip(scored, engine, tokens, strict=True)
     ]
 
 
@@ -248,13 +269,23 @@ def _with_kl(
 
 
 def _log_probs(
-    work: Work, policy: Policy, responses: Responses, settings: SampleConfig, adapter: bool
-) -> list[list[float]]:
-    """B × K."""
+    work: Work,
+    policy: Policy,
+    responses: Responses,
+    settings: SampleConfig,
+    adapter: bool,
+    by_token: bool = False,
+) -> tuple[list[list[float]], TokenLogProbs | None]:
+    """B × K, and those of the tokens where they are asked for."""
     began = time.perf_counter()
     flat = [response for row in responses.completions for response in row]
-    logp = policy.log_probs(
-        flat, batch_size=settings.batch_size, adapter=adapter, temperature=settings.temperature
-    )
+    how = {"batch_size": settings.batch_size, "adapter": adapter}
+    tokens = None
+    if by_token:
+        logp, each = policy.token_log_probs(flat, **how, temperature=settings.temperature)
+        k = len(flat) // len(responses.rows)
+        tokens = [each[first : first + k] for first in range(0, len(flat), k)]
+    else:
+        logp = policy.log_probs(flat, **how, temperature=settings.temperature)
     work.count("tokens scored", sum(map(len, flat)), time.perf_counter() - began)
-    return logp.view(len(responses.rows), -1).tolist()
+    return logp.view(len(responses.rows), -1).tolist(), tokens

@@ -22,11 +22,12 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from llm.config.schema import SampleConfig
+from games.errors import InputError
+from llm.config.schema import SampleConfig, TrainConfig
 from llm.policy import prompt_cache
 from llm.policy.log_probs import PromptResponse
 from llm.policy.model import Policy
-from llm.sampling.engine import Response
+from llm.sampling.engine import Response, response_of, stream
 
 # (a batch of `collate`) -> the logits processors for it
 Processors = Callable[[Mapping[str, torch.Tensor]], Sequence[LogitsProcessor]]
@@ -38,6 +39,15 @@ class TransformersEngine:
 
     policy: Policy
     settings: SampleConfig
+
+    @classmethod
+    def check(cls, config: TrainConfig) -> None:
+        """Raises InputError for arguments, of which it takes none."""
+        if config.sample.engine_arguments:
+            raise InputError(
+                "sample.engine_arguments: this engine takes none; leave them out, or take "
+                "sample.engine=vllm"
+            )
 
     def sample(
         self,
@@ -101,9 +111,7 @@ def sample(
 
 def uniforms(key: Sequence[int], row: int, count: int) -> NDArray[np.float64]:
     """(count,): the uniform random numbers of response number `row` under a key."""
-    # The length distinguishes (1, 2) from (1, 2, 0), which numpy seeds alike.
-    stream = np.random.SeedSequence([len(key), *key], spawn_key=(row,))
-    return np.random.default_rng(stream).random(count)
+    return np.random.default_rng(stream(key, row)).random(count)
 
 
 @torch.no_grad()
@@ -147,7 +155,7 @@ def generate(
             pad_token_id=policy.pad_token_id,
         ),
     )
-    return [_response(policy, tokens) for tokens in output[:, width:].tolist()]
+    return [response_of(policy, tokens) for tokens in output[:, width:].tolist()]
 
 
 class _Draw(LogitsProcessor):
@@ -168,15 +176,3 @@ class _Draw(LogitsProcessor):
         mass = self.uniforms[:, step, None] * cumulative[:, -1:]
         token = torch.searchsorted(cumulative, mass, right=True)
         return torch.full_like(scores, -torch.inf).scatter(-1, token, 0.0)
-
-
-def _response(policy: Policy, tokens: list[int]) -> Response:
-    """Cuts a row of generated tokens after the first stop token; only padding follows."""
-    end = next((i for i, token in enumerate(tokens) if token in policy.stop_ids), None)
-    finished = end is not None
-    content = tokens[:end]
-    return Response(
-        token_ids=tuple(tokens[: end + 1] if finished else tokens),
-        finished=finished,
-        text=str(policy.tokenizer.decode(content, skip_special_tokens=True)),
-    )

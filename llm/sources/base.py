@@ -49,6 +49,7 @@ class Source(ABC):
                  the game is known by its pairs only
     independent  whether the responses of a prompt are independent draws, so that an effective
                  temperature can be stated
+    weighs       whether responses that were not drawn from π_t get importance weights
     pools        whether the responses of several iterations can be trained on together
     target       what the rule approaches instead of an equilibrium, in words; None: an equilibrium
     """
@@ -58,6 +59,7 @@ class Source(ABC):
 
     played: ClassVar[Literal["preference", "data"] | None] = "preference"
     independent: ClassVar[bool] = True
+    weighs: ClassVar[bool] = True
     pools: ClassVar[bool] = False
     target: ClassVar[str | None] = None
 
@@ -70,11 +72,30 @@ class Source(ABC):
                 f"sample.distribution={config.sample.distribution}: rule '{rule.name}' gives no "
                 "share of μ between 0 and 1 to mix by; leave it at policy"
             )
+        if config.sample.correct_drift:
+            self._check_correction(fit)
         if config.pooled_iterations > 1 and not self.pools:
             raise InputError(
                 f"pooled_iterations={config.pooled_iterations}: rule '{rule.name}' trains on "
                 "responses of π_t only; leave it at 1, or take rule=spin or alpha_spin"
             )
+
+    def _check_correction(self, fit: Fit) -> None:
+        """Raises InputError where importance weights cannot correct the engine's drift."""
+        sample = self.config.sample
+        if sample.distribution != "policy":
+            why = f"sample.distribution={sample.distribution} has weights of its own"
+        elif sample.top_k or sample.top_p < 1:
+            why = "with sample.top_k or sample.top_p some responses are never drawn"
+        elif not (self.weighs and self.independent):
+            why = f"training responses of rule '{self.rule.name}' are not weighted here"
+        else:
+            try:
+                fit.check(self.rule, proposal=True)
+            except InputError as error:
+                raise InputError(f"sample.correct_drift=true: {error}") from None
+            return
+        raise InputError(f"sample.correct_drift=true: {why}; leave it out")
 
     @property
     @abstractmethod
@@ -137,7 +158,7 @@ class Source(ABC):
         """Rows that the fit makes of a prompt: its K responses, two of them, or pairs."""
         k = self.group_size
         names = ["logp_average", "logp_geometric", "logp_previous", "length"]
-        if self.config.sample.distribution != "policy":
+        if self.config.sample.distribution != "policy" or self.config.sample.correct_drift:
             names.append("logp_proposal")
         fields = {name: np.ones(k) for name in names}
         plays = self.game(self.example_preference, np.zeros(k), np.zeros(k), **fields)

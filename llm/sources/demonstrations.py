@@ -18,6 +18,7 @@ class Demonstrations(Source):
     """A dataset response, followed by K draws of the opponent's past iterates (SPIN, α-SPIN)."""
 
     played = "data"
+    weighs = False
     pools = True
     target = "the answers"
 

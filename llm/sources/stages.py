@@ -26,7 +26,8 @@ from llm.policy.interrupts import check_interrupted
 from llm.policy.iterates import Iterates
 from llm.policy.memory import out_of_memory
 from llm.policy.model import Policy
-from llm.sampling.engine import Engine
+from llm.sampling.drift import stored_drift
+from llm.sampling.engine import Engine, reports_log_probs
 from llm.sampling.proposals import Proposals, engine_draw
 from llm.sampling.responses import (
     Draw,
@@ -187,6 +188,12 @@ class Stages:
             rows = select_responses(work, directory, judge, responses.prompts, responses.texts, how)
         self.used["comparisons"] = sum(row["comparisons"] for row in rows)
         return rows
+
+    def training_drift(self, t: int) -> np.ndarray:
+        """(N,): the engine's drift on each token that iteration t sampled for training."""
+        if not reports_log_probs(self.engine):
+            return np.zeros(0)
+        return stored_drift(self.run.iteration(t) / "responses")
 
     # --- any responses ----------------------------------------------------------------------------
 
