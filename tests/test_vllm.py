@@ -340,7 +340,8 @@ def test_greedy_outputs_agree_token_by_token(tmp_path: Path) -> None:
             for one, other in zip(ours, theirs, strict=True):
                 assert one[0].token_ids == other[0].token_ids
                 assert one[0].text == other[0].text
-        # At temperature 1, log-probabilities agree up to float32 in 30 layers.
+        # At temperature 1, log-probabilities agree up to float32: its epsilon times logits of some
+        # tens, through 30 layers, is 1e-4.
         engine.settings = replace(greedy, top_k=0)
         drawn = engine.sample(prompts, 2, adapter=adapter, key=(1,))
     flat = [
@@ -350,4 +351,4 @@ def test_greedy_outputs_agree_token_by_token(tmp_path: Path) -> None:
     ]
     _, scored = policy.token_log_probs([each for each, _ in flat], batch_size=4)
     for (_, response), tokens in zip(flat, scored, strict=True):
-        np.testing.assert_allclose(response.token_log_probs, tokens, atol=1e-2)
+        np.testing.assert_allclose(response.token_log_probs, tokens, atol=1e-3)
