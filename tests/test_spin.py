@@ -101,7 +101,7 @@ def test_a_row_is_an_answer_over_a_draw(tmp_path: Path, monkeypatch: pytest.Monk
 
     fitted = []
 
-    def kept(self, t, responses, update, items) -> None:
+    def kept(self, t, responses, plays, update, items) -> None:
         fitted.append((responses, update, items))
         raise KeyboardInterrupt
 

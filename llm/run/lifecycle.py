@@ -146,6 +146,10 @@ class _Printable(logging.Formatter):
         return printable(super().format(record))
 
 
+class _ConsoleHandler(logging.StreamHandler):
+    """The handler of `prepare_console`."""
+
+
 def prepare_console() -> None:
     """Keeps the libraries' progress bars and advice off the console; shows our own warnings."""
     prepare_streams()
@@ -153,10 +157,13 @@ def prepare_console() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    handler = logging.StreamHandler()
+    handler = _ConsoleHandler()
     handler.setLevel(logging.WARNING)
     handler.setFormatter(_Printable("%(levelname)s: %(message)s"))
-    logging.getLogger("llm").addHandler(handler)
+    log = logging.getLogger("llm")
+    for earlier in [h for h in log.handlers if isinstance(h, _ConsoleHandler)]:
+        log.removeHandler(earlier)  # of another command in this process; its stream may be closed
+    log.addHandler(handler)
 
 
 def exit_code(command: Callable[[], int]) -> int:
