@@ -425,6 +425,15 @@ def test_a_panel_shows_what_is_known_and_changes() -> None:
     assert panel.lines[0].values[1:] == [1.0, 2.0]
 
 
+def test_a_panel_is_drawn_where_only_a_guest_changes() -> None:
+    host, guest = replace(MINE, name="asked"), replace(MINE, name="made", drawn_with="asked")
+    rows = [{"iteration": t, "asked": 4.0, "made": 3.0 + t} for t in range(3)]
+    (panel,) = panels_of(rows, [host, guest])
+    assert [line.values for line in panel.lines] == [[4.0] * 3, [3.0, 4.0, 5.0]]
+    # 1e-12 is the rounding of a mean of lengths.
+    assert panels_of(rows_of(3.0, 3.0 + 1e-12), [MINE]) == []
+
+
 def test_the_exact_iterate_is_drawn_with_the_model_on_a_logarithmic_axis() -> None:
     rows = [
         {

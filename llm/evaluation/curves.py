@@ -124,8 +124,6 @@ def panels_of(rows: Sequence[Record], metrics: Sequence[Metric] = METRICS) -> li
     for metric in sorted(hosts, key=lambda metric: -metric.priority):
         guests = [m for m in metrics if m.drawn_with == metric.name and _known(m, rows)]
         lines = _lines(metric, rows, alone=not guests)
-        if not any(len({v for v in line.values if v == v}) > 1 for line in lines):
-            continue  # not known, or the same in all rows
         title = metric.panel_title
         for number, guest in enumerate(guests, start=1):
             drawn = _lines(guest, rows, number)
@@ -133,8 +131,16 @@ def panels_of(rows: Sequence[Record], metrics: Sequence[Metric] = METRICS) -> li
                 dots = {":": "dotted", "--": "dashed"}.get(guest.line, guest.line)
                 title += f" ({dots}: {guest.label})"
             lines += drawn
+        if not any(map(_changes, lines)):
+            continue  # not known, or the same in all rows
         panels.append(Panel(title, lines, metric.log_scale, metric.level))
     return panels
+
+
+def _changes(line: Line) -> bool:
+    """Whether the values differ by more than the rounding of a mean."""
+    known = [value for value in line.values if math.isfinite(value)]
+    return bool(known) and max(known) - min(known) > 1e-9 * max(map(abs, known))
 
 
 def _known(metric: Metric, rows: Sequence[Record]) -> bool:

@@ -539,11 +539,8 @@ CORRECTED_ETA = Metric(
 EFFECTIVE_ETA = Metric(
     "effective_eta",
     _of_step("made", "eta", "eta_error"),
-    format=".2g",
-    drawn_with="eta",
-    label="on noisy G",
-    line="o--",
     in_table=False,
+    in_picture=False,
 )
 TAU = Metric(
     "tau",
